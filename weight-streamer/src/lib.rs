@@ -1,0 +1,1 @@
+//! Warms new replicas: a model directory from its peers, verified chunk by chunk and resumable.
