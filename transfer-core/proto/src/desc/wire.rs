@@ -1,0 +1,145 @@
+//! The codec of descriptor lists. A page costs four bytes, a descriptor at most 41.
+
+use alloc::vec::Vec;
+
+use super::{DESCS_MAX, Desc, DescList, SPANS_MAX, Shape};
+use crate::codec::{DecodeError, Reader};
+use crate::id::RegionId;
+
+const CONTIGUOUS: u8 = 0;
+const STRIDED: u8 = 1;
+const PAGED: u8 = 2;
+/// The shortest descriptor: tag, region, offset, length.
+const DESC_BYTES_MIN: usize = 1 + 3 * 8;
+
+impl DescList {
+    /// Appends the encoded list.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&u32::try_from(self.descs.len()).unwrap_or(u32::MAX).to_le_bytes());
+        for desc in &self.descs {
+            desc.encode(out);
+        }
+    }
+
+    /// Reads a list that [`DescList::encode`] wrote. It still has to be checked against the regions.
+    ///
+    /// # Errors
+    /// [`DecodeError`]; nothing is allocated beyond the size of the input.
+    pub fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let count = reader.count("descriptor count", DESC_BYTES_MIN, DESCS_MAX)?;
+        let mut list = Self::new();
+        for _ in 0..count {
+            list.push(Desc::decode(reader)?);
+        }
+        if list.count > SPANS_MAX {
+            return Err(DecodeError::TooLarge { what: "spans", value: list.count, max: SPANS_MAX });
+        }
+        Ok(list)
+    }
+}
+
+impl Desc {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let tag = match &self.shape {
+            Shape::Count(1) if self.stride == self.len => CONTIGUOUS,
+            Shape::Count(_) => STRIDED,
+            Shape::Pages(_) => PAGED,
+        };
+        out.push(tag);
+        for field in [self.region.to_u64(), self.offset, self.len] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+        if tag != CONTIGUOUS {
+            out.extend_from_slice(&self.stride.to_le_bytes());
+            out.extend_from_slice(&self.count().to_le_bytes());
+        }
+        if let Shape::Pages(pages) = &self.shape {
+            pages.iter().for_each(|page| out.extend_from_slice(&page.to_le_bytes()));
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let tag = reader.u8("descriptor shape")?;
+        let region = RegionId::from_u64(reader.u64("region")?);
+        let offset = reader.u64("offset")?;
+        let len = reader.u64("length")?;
+        match tag {
+            CONTIGUOUS => Ok(Self::contiguous(region, offset, len)),
+            STRIDED => {
+                let stride = reader.u64("stride")?;
+                Ok(Self::strided(region, offset, len, stride, reader.u32("span count")?))
+            }
+            PAGED => {
+                let stride = reader.u64("stride")?;
+                let max = usize::try_from(SPANS_MAX).unwrap_or(usize::MAX);
+                let count = reader.count("page count", 4, max)?;
+                let raw = reader.bytes("pages", count * 4)?;
+                let pages =
+                    raw.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+                Ok(Self::paged(region, offset, len, stride, pages))
+            }
+            _ => Err(DecodeError::Invalid { what: "descriptor shape", value: u64::from(tag) }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn desc() -> impl Strategy<Value = Desc> {
+        let shape = prop_oneof![
+            Just(Shape::Count(1)),
+            any::<u32>().prop_map(|count| Shape::Count(count % 1000)),
+            prop::collection::vec(any::<u32>(), 0..50).prop_map(Shape::Pages),
+        ];
+        (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>(), shape).prop_map(
+            |(region, offset, len, stride, shape)| {
+                let region = RegionId::from_u64(region);
+                Desc { region, offset, len, stride, shape }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(descs in prop::collection::vec(desc(), 0..20)) {
+            let list: DescList = descs.into_iter().collect();
+            let mut bytes = vec![];
+            list.encode(&mut bytes);
+            let mut reader = Reader::new(&bytes);
+            prop_assert_eq!(DescList::decode(&mut reader), Ok(list));
+            prop_assert_eq!(reader.end(), Ok(()));
+        }
+
+        #[test]
+        fn any_bytes_are_a_list_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(list) = DescList::decode(&mut Reader::new(&bytes)) {
+                // Whatever was accepted can be checked without overflow.
+                let _checked = list.check(|_| Some(1 << 40));
+            }
+        }
+
+        #[test]
+        fn every_truncation_is_an_error(descs in prop::collection::vec(desc(), 1..5)) {
+            let list: DescList = descs.into_iter().collect();
+            let mut bytes = vec![];
+            list.encode(&mut bytes);
+            for len in 0..bytes.len() {
+                prop_assert!(DescList::decode(&mut Reader::new(&bytes[..len])).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_costs_four_bytes() {
+        let list = DescList::from(Desc::paged(RegionId::new(0, 0), 0, 16384, 16384, (0..16384).collect()));
+        let mut bytes = vec![];
+        list.encode(&mut bytes);
+        assert!(bytes.len() <= 16384 * 4 + 64, "{} bytes", bytes.len());
+    }
+}
