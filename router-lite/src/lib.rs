@@ -1,1 +1,8 @@
-//! The light router: a byte-transparent OpenAI proxy that runs prefill, then decode.
+//! The light router.
+
+pub mod dance;
+pub mod health;
+pub mod inspect;
+pub mod select;
+pub mod splice;
+pub mod sse;
