@@ -123,8 +123,7 @@ impl ModelConfig {
     /// [`ModelError::Io`], [`ModelError::Malformed`] or [`ModelError::Unsupported`], naming the file and the field.
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join("config.json");
-        let raw: RawConfig = parse_json(&path, &read_required(&path, CONFIG_BYTES_MAX)?)?;
-        let mut config = raw.check(&path)?;
+        let mut config = Self::parse(&path, &read_required(&path, CONFIG_BYTES_MAX)?)?;
         let path = dir.join("generation_config.json");
         if let Some(bytes) = read_optional(&path, CONFIG_BYTES_MAX)? {
             let generation: RawGeneration = parse_json(&path, &bytes)?;
@@ -133,6 +132,11 @@ impl ModelConfig {
             config.eos_token_ids.dedup();
         }
         Ok(config)
+    }
+
+    /// Parses and checks the contents of a `config.json`.
+    pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
+        parse_json::<RawConfig>(path, bytes)?.check(path)
     }
 
     /// The cache layout of this model.
