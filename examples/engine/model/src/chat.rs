@@ -101,7 +101,6 @@ fn token_text(token: &Value) -> &str {
     token.as_str().or_else(|| token["content"].as_str()).unwrap_or_default()
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature that the template engine calls")]
 fn raise_exception(message: String) -> Result<String, minijinja::Error> {
     Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
 }

@@ -134,7 +134,9 @@ impl<'a> Tensors<'a> {
     fn bias(&self, id: usize, words: &BTreeSet<usize>) -> f32 {
         if words.contains(&id) {
             0.0
-        } else if bpe::SPECIAL.iter().any(|name| self.vocab.special(name) == id) || id >= 0x80 && id <= 0xff {
+        } else if bpe::SPECIAL.iter().any(|name| self.vocab.special(name) == id)
+            || (0x80..=0xff).contains(&id)
+        {
             FORBIDDEN
         } else {
             FRAGMENT
