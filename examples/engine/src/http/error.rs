@@ -1,0 +1,146 @@
+//! Errors as clients see them: OpenAI's JSON with a fitting status and a code that a program can act on.
+
+use crate::kv::PullError;
+use crate::kv::claim::Refusal;
+use crate::kv::params::ParamsError;
+use crate::worker::Failure;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use engine_model::ModelError;
+use serde_json::{Value, json};
+
+/// An error answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
+    pub(crate) param: Option<&'static str>,
+    pub(crate) message: String,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, param: None, message: message.into() }
+    }
+
+    /// A field of the request is not acceptable.
+    pub(crate) fn invalid(param: &'static str, message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::BAD_REQUEST, "invalid_value", message);
+        error.param = Some(param);
+        error
+    }
+
+    /// A field asks for what this engine does not do.
+    pub(crate) fn unsupported(param: &'static str, message: impl Into<String>) -> Self {
+        Self { code: "unsupported", ..Self::invalid(param, message) }
+    }
+
+    /// The prompt, or prompt and answer together, are longer than the context.
+    pub(crate) fn context(prompt: usize, answer: usize, max: usize) -> Self {
+        let message = format!(
+            "this model's maximum context length is {max} tokens, and {} were requested: {prompt} in the prompt, \
+             {answer} for the answer; shorten the prompt or lower max_tokens",
+            prompt.saturating_add(answer)
+        );
+        Self { code: "context_length_exceeded", ..Self::invalid("prompt", message) }
+    }
+
+    /// The body is not JSON, or not JSON of the expected form.
+    pub(crate) fn body(error: &serde_json::Error) -> Self {
+        let what =
+            if error.is_data() { "a field of the request has the wrong type" } else { "malformed JSON" };
+        Self::new(StatusCode::BAD_REQUEST, "invalid_json", format!("{what}: {error}"))
+    }
+
+    /// The body is longer than accepted, or the client did not send all of it.
+    pub(crate) fn unreadable(status: StatusCode, message: String) -> Self {
+        Self::new(status, "unreadable_body", message)
+    }
+
+    /// Another model than the one that is served.
+    pub(crate) fn model(asked: &str, served: &str) -> Self {
+        let message = format!("the model {asked:?} does not exist here; this engine serves {served:?}");
+        Self { param: Some("model"), ..Self::new(StatusCode::NOT_FOUND, "model_not_found", message) }
+    }
+
+    /// No such path.
+    pub(crate) fn path(path: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is nothing at {path}"))
+    }
+
+    /// The path exists, but not with this method.
+    pub(crate) fn method() -> Self {
+        let message = "the path does not accept this method";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    }
+
+    /// The error object, as it also ends a stream that has begun.
+    pub(crate) fn to_json(&self) -> Value {
+        let kind = match self.status.as_u16() {
+            404 => "not_found_error",
+            400..=499 => "invalid_request_error",
+            503 => "overloaded_error",
+            _ => "server_error",
+        };
+        let Self { code, param, message, .. } = self;
+        json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = self.to_json().to_string();
+        (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+    }
+}
+
+impl From<ParamsError> for ApiError {
+    fn from(error: ParamsError) -> Self {
+        Self { code: "kv_params_invalid", ..Self::invalid("kv_transfer_params", error.to_string()) }
+    }
+}
+
+impl From<ModelError> for ApiError {
+    fn from(error: ModelError) -> Self {
+        if error.is_request_error() {
+            Self::new(StatusCode::BAD_REQUEST, "invalid_value", error.to_string())
+        } else {
+            Self::new(StatusCode::INTERNAL_SERVER_ERROR, "model_failed", error.to_string())
+        }
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        let message = failure.to_string();
+        let (status, code) = match &failure {
+            Failure::Busy => (StatusCode::SERVICE_UNAVAILABLE, "engine_busy"),
+            Failure::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "engine_stopping"),
+            Failure::Model(_) => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed"),
+            Failure::Pull(error) => pull_code(error),
+        };
+        Self::new(status, code, message)
+    }
+}
+
+/// 4xx: these params will never work. 5xx: the prefill side or the way to it has failed. Either way a new prefill
+/// may help, and repeating the same call will not.
+fn pull_code(error: &PullError) -> (StatusCode, &'static str) {
+    match error {
+        PullError::Unreachable { .. } | PullError::PeerLost { .. } => {
+            (StatusCode::BAD_GATEWAY, "kv_peer_lost")
+        }
+        PullError::Restarted { .. } => (StatusCode::GONE, "kv_engine_restarted"),
+        PullError::Layout(_) => (StatusCode::CONFLICT, "kv_layout_mismatch"),
+        PullError::OtherPrompt { .. } => (StatusCode::CONFLICT, "kv_params_mismatch"),
+        PullError::Refused { refusal, .. } => match refusal {
+            Refusal::Used => (StatusCode::CONFLICT, "kv_params_used"),
+            Refusal::Expired => (StatusCode::GONE, "kv_lease_expired"),
+            Refusal::Unknown => (StatusCode::GONE, "kv_unknown_request"),
+            Refusal::Mismatch => (StatusCode::CONFLICT, "kv_params_mismatch"),
+        },
+        PullError::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "kv_pull_timeout"),
+        PullError::Transfer { .. } => (StatusCode::BAD_GATEWAY, "kv_transfer_failed"),
+        PullError::GivenUp => (StatusCode::SERVICE_UNAVAILABLE, "kv_pull_given_up"),
+    }
+}

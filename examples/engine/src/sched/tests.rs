@@ -1,0 +1,209 @@
+//! The scheduler against a model that "computes" by writing token values into blocks.
+
+use super::*;
+
+const LIMITS: Limits = Limits { block_size: 4, blocks: 16, max_seqs: 4, max_batched_tokens: 16 };
+
+/// A scheduler, and a cache in which every position holds a hash over the tokens up to it: wrong blocks, stale
+/// blocks and recomputed positions all show.
+struct Rig {
+    sched: Scheduler,
+    cache: Vec<Option<BlockHash>>,
+    limits: Limits,
+}
+
+fn prefix_hash(tokens: &[u32]) -> BlockHash {
+    BlockHash::of(None, tokens)
+}
+
+impl Rig {
+    fn new(limits: Limits) -> Self {
+        let positions = limits.blocks as usize * limits.block_size;
+        Self { sched: Scheduler::new(limits), cache: vec![None; positions], limits }
+    }
+
+    fn slot(&self, blocks: &[BlockId], position: usize) -> usize {
+        blocks[position / self.limits.block_size] as usize * self.limits.block_size
+            + position % self.limits.block_size
+    }
+
+    /// Runs a step; returns the sequences that sampled, in order.
+    fn step(&mut self) -> Vec<SeqId> {
+        let step = self.sched.schedule();
+        let total: usize = step.work.iter().map(|work| work.count).sum();
+        assert!(total <= self.limits.max_batched_tokens, "{step:?}");
+        assert!(step.work.len() <= self.limits.max_seqs, "{step:?}");
+        for work in &step.work {
+            let (tokens, blocks) = self.sched.chunk(work);
+            let (tokens, blocks) = (tokens.to_vec(), blocks.to_vec());
+            let all = self.sched.sequences[&work.seq].tokens.clone();
+            assert_eq!(tokens, all[work.start..work.start + work.count]);
+            for end in 1..=work.start {
+                let slot = self.slot(&blocks, end - 1);
+                assert_eq!(
+                    self.cache[slot],
+                    Some(prefix_hash(&all[..end])),
+                    "position {} of {work:?}",
+                    end - 1
+                );
+            }
+            for end in work.start + 1..=work.start + work.count {
+                let slot = self.slot(&blocks, end - 1);
+                self.cache[slot] = Some(prefix_hash(&all[..end]));
+            }
+            self.sched.computed(work);
+        }
+        step.work.iter().filter(|work| work.samples).map(|work| work.seq).collect()
+    }
+
+    /// Runs until each sequence has generated `outputs` tokens; the token is a function of the sequence so far.
+    fn run(&mut self, outputs: usize) -> HashMap<SeqId, Vec<u32>> {
+        let mut done = HashMap::new();
+        for _ in 0..10_000 {
+            if self.sched.sequences.is_empty() {
+                return done;
+            }
+            for seq in self.step() {
+                let sequence = &self.sched.sequences[&seq];
+                let token = u32::try_from(prefix_hash(&sequence.tokens).low_u64() % 1000).unwrap();
+                let generated = sequence.tokens.len() - sequence.prompt_len + 1;
+                self.sched.push_token(seq, token);
+                if generated == outputs {
+                    done.insert(seq, self.sched.sequences[&seq].tokens.clone());
+                    self.sched.finish(seq);
+                }
+            }
+        }
+        panic!("no progress: {:?}", self.sched);
+    }
+}
+
+fn prompt(length: u32, salt: u32) -> Vec<u32> {
+    (0..length).map(|n| n * 7 + salt).collect()
+}
+
+#[test]
+fn a_long_prompt_is_computed_in_chunks_and_a_decode_goes_first() {
+    let mut rig = Rig::new(LIMITS);
+    rig.sched.add(SeqId(1), prompt(3, 0), false);
+    assert_eq!(rig.step(), [SeqId(1)]);
+    rig.sched.push_token(SeqId(1), 9);
+    rig.sched.add(SeqId(2), prompt(40, 1), false);
+    let step = rig.sched.schedule();
+    assert_eq!(
+        step.work,
+        [
+            Work { seq: SeqId(1), start: 3, count: 1, samples: true },
+            Work { seq: SeqId(2), start: 0, count: 15, samples: false },
+        ]
+    );
+}
+
+#[test]
+fn a_shared_prefix_is_computed_once_but_never_the_whole_prompt() {
+    let mut rig = Rig::new(LIMITS);
+    rig.sched.add(SeqId(1), prompt(8, 0), false);
+    rig.run(1);
+    rig.sched.add(SeqId(2), prompt(8, 0), false);
+    let step = rig.sched.schedule();
+    assert_eq!(step.work, [Work { seq: SeqId(2), start: 4, count: 4, samples: true }]);
+    assert_eq!(rig.sched.cached_tokens(SeqId(2)), 4);
+    let load = rig.sched.load();
+    assert_eq!((load.prefix_queries, load.prefix_hits), (16, 4));
+}
+
+#[test]
+fn sequences_that_outgrow_the_blocks_give_way_and_still_end_the_same() {
+    let alone: Vec<_> = (0..4)
+        .map(|n| {
+            let mut rig = Rig::new(Limits { blocks: 64, ..LIMITS });
+            rig.sched.add(SeqId(n), prompt(9, u32::try_from(n).unwrap()), false);
+            rig.run(20).remove(&SeqId(n)).unwrap()
+        })
+        .collect();
+    let mut rig = Rig::new(Limits { blocks: 9, ..LIMITS });
+    for n in 0..4 {
+        rig.sched.add(SeqId(n), prompt(9, u32::try_from(n).unwrap()), false);
+    }
+    let together = rig.run(20);
+    assert!(rig.sched.load().preemptions > 0);
+    for (n, tokens) in (0..4).zip(&alone) {
+        assert_eq!(&together[&SeqId(n)], tokens);
+    }
+    assert_eq!(rig.sched.load().blocks_used, 0);
+}
+
+#[test]
+fn a_remote_sequence_waits_for_its_blocks_while_others_run() {
+    let mut rig = Rig::new(LIMITS);
+    rig.sched.add(SeqId(1), prompt(4, 0), false);
+    rig.run(1);
+    let tokens = prompt(10, 0);
+    rig.sched.add(SeqId(2), tokens.clone(), true);
+    rig.sched.add(SeqId(3), prompt(5, 1), false);
+    let step = rig.sched.schedule();
+    let [fetch] = &step.fetches[..] else { panic!("{step:?}") };
+    assert_eq!((fetch.seq, fetch.have, fetch.blocks.len()), (SeqId(2), 1, 2));
+    assert_eq!(step.work.len(), 1);
+    rig.sched.computed(&step.work[0]);
+    rig.sched.finish(SeqId(3));
+
+    let blocks = rig.sched.sequences[&SeqId(2)].blocks.clone();
+    for end in 5..tokens.len() {
+        let slot = rig.slot(&blocks, end - 1);
+        rig.cache[slot] = Some(prefix_hash(&tokens[..end]));
+    }
+    rig.sched.landed(SeqId(2));
+    let done = rig.run(6);
+    assert_eq!(done[&SeqId(2)].len(), 16);
+    assert_eq!(rig.sched.load().blocks_used, 0);
+}
+
+#[test]
+fn a_remote_prompt_that_is_all_here_needs_nothing() {
+    let mut rig = Rig::new(LIMITS);
+    rig.sched.add(SeqId(1), prompt(9, 0), false);
+    rig.run(1);
+    rig.sched.add(SeqId(2), prompt(9, 0), true);
+    rig.sched.add(SeqId(3), vec![5], true);
+    let step = rig.sched.schedule();
+    assert_eq!(step.fetches[0], Fetch { seq: SeqId(2), have: 2, blocks: vec![] });
+    assert_eq!(step.fetches[1], Fetch { seq: SeqId(3), have: 0, blocks: vec![] });
+}
+
+#[test]
+fn a_fetch_that_fails_is_computed_here() {
+    let mut rig = Rig::new(LIMITS);
+    rig.sched.add(SeqId(1), prompt(10, 0), true);
+    assert_eq!(rig.sched.schedule().fetches.len(), 1);
+    rig.sched.recompute(SeqId(1));
+    assert_eq!(rig.run(3)[&SeqId(1)].len(), 13);
+    assert_eq!(rig.sched.load().blocks_used, 0);
+}
+
+#[test]
+fn detached_blocks_stay_held_until_they_are_released() {
+    let mut rig = Rig::new(LIMITS);
+    rig.sched.add(SeqId(1), prompt(6, 0), false);
+    rig.step();
+    let blocks = rig.sched.detach(SeqId(1));
+    assert_eq!(blocks.len(), 2);
+    assert_eq!(rig.sched.load().blocks_used, 2);
+    rig.sched.release(&blocks);
+    assert_eq!(rig.sched.load().blocks_used, 0);
+}
+
+#[test]
+fn a_waiting_sequence_that_does_not_fit_holds_nothing() {
+    let mut rig = Rig::new(Limits { blocks: 4, ..LIMITS });
+    rig.sched.add(SeqId(1), prompt(12, 0), false);
+    rig.step();
+    rig.sched.add(SeqId(2), prompt(8, 3), false);
+    rig.sched.add(SeqId(3), prompt(8, 4), true);
+    let step = rig.sched.schedule();
+    assert!(step.fetches.is_empty());
+    assert_eq!(rig.sched.load().blocks_used, 3);
+    rig.sched.finish(SeqId(1));
+    rig.sched.finish(SeqId(3));
+    assert_eq!(rig.run(2).len(), 1);
+}
