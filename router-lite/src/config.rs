@@ -210,7 +210,8 @@ fn check_numbers(config: &Config) -> Result<(), ConfigError> {
 }
 
 fn endpoints(config: &Config) -> Result<Vec<Endpoint>, ConfigError> {
-    let roles = [(Role::Worker, &config.worker), (Role::Prefill, &config.prefill), (Role::Decode, &config.decode)];
+    let roles =
+        [(Role::Worker, &config.worker), (Role::Prefill, &config.prefill), (Role::Decode, &config.decode)];
     let count = roles.iter().map(|(_, urls)| urls.len()).sum();
     if count == 0 {
         return Err(ConfigError::NoWorkers);
@@ -269,10 +270,16 @@ mod tests {
 
     #[test]
     fn accepts_plain_urls_and_makes_them_canonical() {
-        let checked = Checked::new(config(&["http://a:1/", "http://[::1]:2/base/"], &["http://p:3"], &["http://d"])).unwrap();
+        let checked =
+            Checked::new(config(&["http://a:1/", "http://[::1]:2/base/"], &["http://p:3"], &["http://d"]))
+                .unwrap();
         let urls: Vec<_> = checked.endpoints.iter().map(|e| (e.role.as_str(), e.url.as_str())).collect();
-        let expected =
-            [("worker", "http://a:1"), ("worker", "http://[::1]:2/base"), ("prefill", "http://p:3"), ("decode", "http://d")];
+        let expected = [
+            ("worker", "http://a:1"),
+            ("worker", "http://[::1]:2/base"),
+            ("prefill", "http://p:3"),
+            ("decode", "http://d"),
+        ];
         assert_eq!(urls, expected);
     }
 

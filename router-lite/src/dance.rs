@@ -92,13 +92,17 @@ mod tests {
         let body = br#"{"prompt": "x", "stream":true, "stream_options":{"include_usage":true}, "min_tokens":4, "max_tokens":90, "kv_transfer_params":null}"#;
         let leg = String::from_utf8(prefill_body(&Object::parse(body).unwrap())).unwrap();
         let keep = std::str::from_utf8(KEEP).unwrap();
-        assert_eq!(leg, format!(r#"{{"prompt": "x", "stream":false, "max_tokens":1, "kv_transfer_params":{keep}}}"#));
+        assert_eq!(
+            leg,
+            format!(r#"{{"prompt": "x", "stream":false, "max_tokens":1, "kv_transfer_params":{keep}}}"#)
+        );
     }
 
     #[test]
     fn decode_gets_the_original_and_the_parameters_verbatim() {
         let original = Object::parse(br#"{"prompt":"x" , "n":1.0}"#).unwrap();
-        let params = params_of(br#"{"id":"1","kv_transfer_params": {"b" : [ 1.50 ],"a":"\u0061"} }"#).unwrap();
+        let params =
+            params_of(br#"{"id":"1","kv_transfer_params": {"b" : [ 1.50 ],"a":"\u0061"} }"#).unwrap();
         let leg = String::from_utf8(decode_body(&original, params)).unwrap();
         assert_eq!(leg, r#"{"prompt":"x" , "n":1.0,"kv_transfer_params":{"b" : [ 1.50 ],"a":"\u0061"}}"#);
         let own = Object::parse(br#"{"kv_transfer_params":{"remote_host":"h"},"a":1}"#).unwrap();
@@ -108,7 +112,8 @@ mod tests {
     #[test]
     fn tells_nothing_kept_from_nothing_done() {
         for finished in ["stop", "length"] {
-            let answer = format!(r#"{{"choices":[{{"finish_reason":"{finished}"}}],"kv_transfer_params":null}}"#);
+            let answer =
+                format!(r#"{{"choices":[{{"finish_reason":"{finished}"}}],"kv_transfer_params":null}}"#);
             assert_eq!(params_of(answer.as_bytes()), Ok(None));
         }
         for bad in [

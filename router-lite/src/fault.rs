@@ -41,8 +41,9 @@ impl Fault {
     }
 
     pub(crate) fn too_large(bytes_max: usize) -> Self {
-        let message =
-            format!("the request body is longer than {bytes_max} bytes; the operator can raise body_bytes_max");
+        let message = format!(
+            "the request body is longer than {bytes_max} bytes; the operator can raise body_bytes_max"
+        );
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
     }
 

@@ -77,7 +77,8 @@ mod tests {
         }
         let headers = for_worker(headers, &HeaderValue::from_static("id-1"));
         let left: Vec<_> = headers.iter().map(|(k, v)| (k.as_str(), v.to_str().unwrap())).collect();
-        let expected = [("authorization", "Bearer k"), ("x-custom", "a"), ("x-custom", "b"), ("x-request-id", "id-1")];
+        let expected =
+            [("authorization", "Bearer k"), ("x-custom", "a"), ("x-custom", "b"), ("x-request-id", "id-1")];
         assert_eq!(left.len(), expected.len());
         assert!(expected.iter().all(|pair| left.contains(pair)), "{left:?}");
     }

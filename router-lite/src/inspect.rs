@@ -54,7 +54,9 @@ fn is_batch(prompt: &str) -> bool {
     };
     match inner.trim_start().as_bytes().first() {
         // Nothing is stored for the elements: the vector of a zero-sized type only counts.
-        Some(b'"' | b'[') => serde_json::from_str::<Vec<IgnoredAny>>(prompt).map_or(true, |all| all.len() != 1),
+        Some(b'"' | b'[') => {
+            serde_json::from_str::<Vec<IgnoredAny>>(prompt).map_or(true, |all| all.len() != 1)
+        }
         Some(b'0'..=b'9') => false,
         _ => true,
     }

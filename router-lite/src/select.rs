@@ -267,7 +267,12 @@ mod tests {
         Candidate::new(role, state, models, load)
     }
 
-    fn choose(candidates: &[Candidate], model: Option<&str>, want: Want, tried: &[usize]) -> Result<Choice, NoChoice> {
+    fn choose(
+        candidates: &[Candidate],
+        model: Option<&str>,
+        want: Want,
+        tried: &[usize],
+    ) -> Result<Choice, NoChoice> {
         let snapshot = Snapshot::new(candidates.to_vec());
         select(&snapshot, &Request::new(model, want, tried), &mut StdRng::seed_from_u64(7))
     }
@@ -289,10 +294,8 @@ mod tests {
 
     #[test]
     fn half_a_pool_is_no_pool() {
-        let all = [
-            candidate(Role::Prefill, State::Down, &["m"], 0),
-            candidate(Role::Decode, State::Up, &["m"], 0),
-        ];
+        let all =
+            [candidate(Role::Prefill, State::Down, &["m"], 0), candidate(Role::Decode, State::Up, &["m"], 0)];
         assert_eq!(choose(&all, Some("m"), Want::Split, &[]), Err(NoChoice::NoWorker));
         assert_eq!(choose(&all, Some("m"), Want::Any, &[]), Ok(Choice::Whole(1)));
     }
@@ -329,7 +332,8 @@ mod tests {
         let snapshot = Snapshot::new(all);
         let mut rng = StdRng::seed_from_u64(1);
         for _ in 0..400 {
-            let Ok(Choice::Whole(index)) = select(&snapshot, &Request::new(None, Want::Whole, &[]), &mut rng) else {
+            let Ok(Choice::Whole(index)) = select(&snapshot, &Request::new(None, Want::Whole, &[]), &mut rng)
+            else {
                 panic!("no choice")
             };
             drop(snapshot.candidates[index].load.book());

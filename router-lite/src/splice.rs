@@ -88,8 +88,7 @@ impl<'a> Object<'a> {
     /// # Errors
     /// [`JsonError`], with the place of the first offence.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, JsonError> {
-        let text =
-            std::str::from_utf8(bytes).map_err(|e| JsonError::NotUtf8 { offset: e.valid_up_to() })?;
+        let text = std::str::from_utf8(bytes).map_err(|e| JsonError::NotUtf8 { offset: e.valid_up_to() })?;
         serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|e| syntax(text, &e))?;
         let mut scan = Scan { bytes, at: 0 };
         scan.whitespace();
@@ -187,8 +186,7 @@ fn append_pair(out: &mut Vec<u8>, comma: bool, name: &str, value: &[u8]) {
 
 fn syntax(text: &str, error: &serde_json::Error) -> JsonError {
     let (line, column) = (error.line(), error.column());
-    let line_start: usize =
-        text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+    let line_start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
     let offset = (line_start + column.saturating_sub(1)).min(text.len());
     let full = error.to_string();
     let reason = full.rsplit_once(" at line ").map_or(full.as_str(), |(reason, _)| reason).to_owned();
@@ -292,7 +290,8 @@ mod tests {
 
     #[test]
     fn leaves_formatting_escapes_numbers_and_order_alone() {
-        let body = " {\t\"b\" : 1.0e+2 ,\n \"\\u00e4\\ud800\": \"\\/x\\\"}\",\"a\":[1,{\"stream\":true}] } \n";
+        let body =
+            " {\t\"b\" : 1.0e+2 ,\n \"\\u00e4\\ud800\": \"\\/x\\\"}\",\"a\":[1,{\"stream\":true}] } \n";
         assert_eq!(splice(body, &[]), body);
         assert_eq!(splice(body, &[Edit::Remove("stream"), Edit::Replace("c", b"1")]), body);
     }
@@ -300,17 +299,26 @@ mod tests {
     #[test]
     fn sets_replaces_and_removes() {
         let body = r#"{"a": 1, "stream" : true , "z":null}"#;
-        assert_eq!(splice(body, &[Edit::Set("stream", b"false")]), r#"{"a": 1, "stream" : false , "z":null}"#);
+        assert_eq!(
+            splice(body, &[Edit::Set("stream", b"false")]),
+            r#"{"a": 1, "stream" : false , "z":null}"#
+        );
         assert_eq!(splice(body, &[Edit::Remove("a")]), r#"{"stream" : true , "z":null}"#);
         assert_eq!(splice(body, &[Edit::Remove("z")]), r#"{"a": 1, "stream" : true}"#);
-        assert_eq!(splice(body, &[Edit::Set("n", b"[2]")]), r#"{"a": 1, "stream" : true , "z":null,"n":[2]}"#);
+        assert_eq!(
+            splice(body, &[Edit::Set("n", b"[2]")]),
+            r#"{"a": 1, "stream" : true , "z":null,"n":[2]}"#
+        );
     }
 
     #[test]
     fn removing_everything_leaves_an_empty_object_that_can_grow() {
         let body = r#"{ "a": 1, "b": 2 }"#;
         assert_eq!(splice(body, &[Edit::Remove("a"), Edit::Remove("b")]), "{  }");
-        assert_eq!(splice(body, &[Edit::Remove("a"), Edit::Remove("b"), Edit::Set("c", b"3")]), r#"{ "c":3 }"#);
+        assert_eq!(
+            splice(body, &[Edit::Remove("a"), Edit::Remove("b"), Edit::Set("c", b"3")]),
+            r#"{ "c":3 }"#
+        );
         assert_eq!(splice("{}", &[Edit::Set("c", b"3"), Edit::Set("d", b"4")]), r#"{"c":3,"d":4}"#);
     }
 

@@ -24,7 +24,10 @@ impl Boundary {
     /// Whether the last event is complete.
     #[must_use]
     pub fn between_events(&self) -> bool {
-        !self.seen || self.tail.ends_with(b"\n\n") || self.tail.ends_with(b"\r\r") || self.tail == *b"\r\n\r\n"
+        !self.seen
+            || self.tail.ends_with(b"\n\n")
+            || self.tail.ends_with(b"\r\r")
+            || self.tail == *b"\r\n\r\n"
     }
 }
 
@@ -78,7 +81,9 @@ mod tests {
 
     #[test]
     fn recognises_a_stream_that_starts_with_a_server_error() {
-        assert!(starts_with_server_error(b"data: {\"error\":{\"message\":\"kv load failed\",\"code\":500}}\n\n"));
+        assert!(starts_with_server_error(
+            b"data: {\"error\":{\"message\":\"kv load failed\",\"code\":500}}\n\n"
+        ));
         assert!(starts_with_server_error(b"data: {\"error\": {\"code\":\"503\"}}\r\n\r\ndata: [DONE]\n\n"));
         for fine in [
             &b"data: {\"error\":{\"code\":400}}\n\n"[..],
