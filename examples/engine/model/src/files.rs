@@ -13,15 +13,26 @@ pub(crate) const CONFIG_BYTES_MAX: u64 = 32 << 20;
 /// Largest `tokenizer.json` that is read; the biggest published ones are near 35 MB.
 pub(crate) const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 
+/// Opens a regular file, following links; anything else could block for ever or never end.
+pub(crate) fn open(path: &Path) -> Result<File, ModelError> {
+    let io = |source| ModelError::Io { path: path.to_owned(), source };
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err(ModelError::Malformed { path: path.to_owned(), reason: "not a regular file".to_owned() });
+    }
+    File::open(path).map_err(io)
+}
+
 /// Reads a file of at most `max` bytes. `Ok(None)` if it does not exist.
 pub(crate) fn read_optional(path: &Path, max: u64) -> Result<Option<Vec<u8>>, ModelError> {
-    let io = |source| ModelError::Io { path: path.to_owned(), source };
-    let file = match File::open(path) {
+    let file = match open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io(error)),
+        Err(ModelError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
     };
     let mut bytes = Vec::new();
+    let io = |source| ModelError::Io { path: path.to_owned(), source };
     file.take(max + 1).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 > max {
         let reason = format!("larger than {max} bytes");

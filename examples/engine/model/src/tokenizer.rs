@@ -125,8 +125,10 @@ impl Detokenizer {
         let piece = certain.get(self.emitted..).unwrap_or_default().to_owned();
         self.emitted = self.emitted.max(certain.len());
         if self.window.len() == WINDOW_MAX {
+            // The kept tokens may begin within a character, so count what is held back from the end.
+            let held_back = text.len().saturating_sub(self.emitted);
             self.window.drain(..WINDOW_MAX - WINDOW_KEPT);
-            self.emitted = certain_len(&self.text());
+            self.emitted = self.text().len().saturating_sub(held_back);
         }
         piece
     }
@@ -153,8 +155,4 @@ fn certain(text: &str) -> &str {
         }
     }
     rest
-}
-
-fn certain_len(text: &str) -> usize {
-    certain(text).len()
 }

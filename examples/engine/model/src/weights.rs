@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::config::Dtype;
 use crate::error::ModelError;
-use crate::files::{CONFIG_BYTES_MAX, join_inside, parse_json, read_optional};
+use crate::files::{CONFIG_BYTES_MAX, join_inside, open, parse_json, read_optional};
 
 /// Largest header of a safetensors file; the published limit of the format.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
@@ -33,6 +33,7 @@ struct Shard {
     file: File,
     /// Where the tensors' bytes begin.
     data_start: u64,
+    /// Parsed, which means that the tensors' byte ranges match their shapes, lie side by side and do not overlap.
     tensors: Metadata,
 }
 
@@ -97,7 +98,7 @@ impl Weights {
 impl Shard {
     fn open(path: PathBuf) -> Result<Self, ModelError> {
         let io = |source| ModelError::Io { path: path.clone(), source };
-        let mut file = File::open(&path).map_err(io)?;
+        let mut file = open(&path)?;
         let file_len = file.metadata().map_err(io)?.len();
         let malformed = |reason: String| ModelError::Malformed { path: path.clone(), reason };
         if file_len < 8 {
@@ -115,12 +116,11 @@ impl Shard {
             serde_json::from_slice(&header).map_err(|error| malformed(format!("bad header: {error}")))?;
         let data_start = 8 + header_len;
         let data_len = file_len - data_start;
-        if tensors.data_len() as u64 > data_len {
-            let reason = format!(
-                "truncated: the header lists {} bytes of tensors, {data_len} are there",
-                tensors.data_len()
-            );
-            return Err(malformed(reason));
+        if tensors.data_len() as u64 != data_len {
+            let listed = tensors.data_len();
+            return Err(malformed(format!(
+                "truncated: the header lists {listed} bytes, {data_len} are there"
+            )));
         }
         Ok(Self { path, file, data_start, tensors })
     }
@@ -132,30 +132,25 @@ impl Shard {
             .tensors
             .info(name)
             .ok_or_else(|| wrong("the index places it here, but it is missing".to_owned()))?;
-        let (dtype, bytes) = checked_len(info, shape).map_err(wrong)?;
+        let dtype = checked_type(info, shape).map_err(wrong)?;
+        let (start, end) = info.data_offsets;
         let io = |source| ModelError::Io { path: self.path.clone(), source };
-        self.file.seek(SeekFrom::Start(self.data_start + info.data_offsets.0 as u64)).map_err(io)?;
-        let mut data = vec![0; bytes];
+        self.file.seek(SeekFrom::Start(self.data_start + start as u64)).map_err(io)?;
+        let mut data = vec![0; end - start];
         self.file.read_exact(&mut data).map_err(io)?;
         Ok(Tensor::from_raw_buffer(&data, dtype, shape, &Device::Cpu)?)
     }
 }
 
-/// The tensor's type and byte length, if the header's claims about it agree with each other and with `shape`.
-fn checked_len(info: &TensorInfo, shape: &[usize]) -> Result<(DType, usize), String> {
+/// The tensor's type, if that is a known one and the shape is the expected one.
+fn checked_type(info: &TensorInfo, shape: &[usize]) -> Result<DType, String> {
     if info.shape != shape {
         return Err(format!("its shape is {:?}, the configuration implies {shape:?}", info.shape));
     }
-    let (dtype, size) = match info.dtype {
-        safetensors::Dtype::BF16 => (DType::BF16, 2),
-        safetensors::Dtype::F16 => (DType::F16, 2),
-        safetensors::Dtype::F32 => (DType::F32, 4),
-        other => return Err(format!("its type is {other:?}; BF16, F16 and F32 are known")),
-    };
-    let expected = shape.iter().try_fold(size, |len: usize, &dim| len.checked_mul(dim));
-    let (start, end) = info.data_offsets;
-    match end.checked_sub(start) {
-        Some(len) if Some(len) == expected => Ok((dtype, len)),
-        _ => Err(format!("bytes {start}..{end} do not hold {shape:?} numbers of {size} bytes")),
+    match info.dtype {
+        safetensors::Dtype::BF16 => Ok(DType::BF16),
+        safetensors::Dtype::F16 => Ok(DType::F16),
+        safetensors::Dtype::F32 => Ok(DType::F32),
+        other => Err(format!("its type is {other:?}; BF16, F16 and F32 are known")),
     }
 }

@@ -56,7 +56,7 @@ pub struct ModelSpec {
     pub head_dim: usize,
     /// Longest context in tokens.
     pub max_position_embeddings: usize,
-    /// Number of safetensors files.
+    /// Number of safetensors files; there are fewer where a tensor is larger than an equal share.
     pub shards: usize,
     /// Added to the logits of the tokens that end an answer: 0 ends one now and then at a full stop, -100 never.
     pub eos_bias: f32,
