@@ -1,4 +1,4 @@
-//! The one place that reads the clock.
+//! The one place that reads the clock; timers are tokio's.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! The one configuration. Command line, TOML file and library users all build a [`Config`]; [`Checked`] is what it
+//! The one configuration. Command line, TOML file and library users all build a [`Config`]; `Checked` is what it
 //! becomes when every value in it has been looked at, and the only form the router works with.
 
 use std::time::Duration;

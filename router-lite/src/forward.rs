@@ -151,6 +151,10 @@ async fn split(
             return Err(again(leg, Fault::new(StatusCode::BAD_GATEWAY, "prefill_failed", message)));
         }
     };
+    if params.is_none() {
+        // Right for a prompt that ended at once; if it is the rule, the engine runs without its connector.
+        tracing::info!(worker = &*worker.name(), "prefill kept no blocks, decode computes the prompt");
+    }
     state.metrics.leg(leg.name, if params.is_some() { "ok" } else { "no_params" }, worker.name());
     let request = Request::new(call.wish.model.as_deref(), Want::Decode, tried);
     let index = match state.fleet.select(&request) {

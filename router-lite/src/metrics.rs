@@ -201,19 +201,28 @@ impl Ticket {
         before + bytes <= bytes_max
     }
 
-    /// The answer begins.
+    /// The answer begins; the request's body has been sent and is no longer held.
     pub(crate) fn answer(&mut self, status: u16, worker: Option<Arc<str>>) {
         self.status = status;
+        self.release();
         if let Some(worker) = worker {
             self.worker = worker;
         }
+    }
+
+    fn release(&mut self) {
+        self.metrics.buffered.fetch_sub(std::mem::take(&mut self.held), Ordering::Relaxed);
+    }
+
+    fn elapsed(&self) -> std::time::Duration {
+        clock::now().saturating_duration_since(self.start)
     }
 
     /// Bytes of the answer pass.
     pub(crate) fn pass(&mut self, bytes: usize) {
         if self.bytes_out == 0 && bytes > 0 {
             let labels = RouteLabels { route: self.route };
-            self.metrics.first_byte.get_or_create(&labels).observe(self.start.elapsed().as_secs_f64());
+            self.metrics.first_byte.get_or_create(&labels).observe(self.elapsed().as_secs_f64());
         }
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         self.bytes_out += bytes;
@@ -229,10 +238,10 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let status = if self.finished { self.status } else { CLIENT_GONE };
-        let elapsed = self.start.elapsed();
+        let elapsed = self.elapsed();
+        self.release();
         let metrics = &self.metrics;
         metrics.inflight.fetch_sub(1, Ordering::Relaxed);
-        metrics.buffered.fetch_sub(self.held, Ordering::Relaxed);
         let worker = Arc::clone(&self.worker);
         metrics.requests.get_or_create(&RequestLabels { route: self.route, status, worker }).inc();
         metrics.duration.get_or_create(&RouteLabels { route: self.route }).observe(elapsed.as_secs_f64());

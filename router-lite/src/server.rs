@@ -129,18 +129,19 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()> + Send) ->
     Router::bind(config).await?.run(shutdown).await
 }
 
-/// The next connection, when there is room for one; `None` if it failed before it began.
+/// The next connection, when there is room for one; `None` only if the semaphore is closed, which nobody does.
 async fn accept(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
 ) -> Option<(TcpStream, OwnedSemaphorePermit)> {
     let permit = Arc::clone(permits).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((stream, _)) => Some((stream, permit)),
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept a connection");
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            None
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return Some((stream, permit)),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }

@@ -171,7 +171,7 @@ async fn a_dead_prefill_worker_is_an_error_that_names_it() {
     slow.health_recheck = std::time::Duration::from_secs(600);
     let router = Gateway::start(slow).await;
     let url = prefill.url.clone();
-    drop(prefill);
+    prefill.kill().await;
     // The connection that the last check left in the pool may still be there for the first attempt; in the end
     // nobody can connect.
     let (status, answer) = router.ask("/v1/completions", r#"{"prompt":"x"}"#).await;

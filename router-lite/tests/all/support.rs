@@ -113,6 +113,13 @@ impl Mock {
         (prefill, decode)
     }
 
+    /// Ends the worker as a killed process ends: nobody listens, and its connections are closed.
+    pub async fn kill(mut self) {
+        self.task.abort();
+        // Reports that the task was aborted.
+        (&mut self.task).await.unwrap_err();
+    }
+
     pub fn then(&self, act: Act) {
         self.inner.acts.lock().unwrap().push_back(act);
     }
