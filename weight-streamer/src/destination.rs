@@ -105,7 +105,7 @@ impl Destination {
         };
         let resumed = recheck(&files, manifest, &claimed, threads);
         if let Err(error) = make_room(&files, manifest) {
-            if resumed.is_empty() {
+            if resumed.is_empty() && matches!(error, Error::DiskFull { .. }) {
                 // Nothing is worth keeping, and a full disk should not stay full because of us.
                 remove_dir(&self.partial)?;
             }

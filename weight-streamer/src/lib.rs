@@ -1,6 +1,6 @@
 //! Warms new replicas: a model directory comes from its peers, verified chunk by chunk, and resumes after a kill.
 //!
-//! A *source* ([`Server`]) hashes a model directory into a [`manifest`] and serves it. A *receiver* ([`pull`]) takes
+//! A *source* ([`Server`]) hashes a model directory into a [`manifest`] and serves it. A *receiver* ([`pull()`]) takes
 //! the manifest from one or several sources, then every chunk from whichever source brings it, and has a complete
 //! working model directory at the end, or none: the directory appears by one rename.
 //!

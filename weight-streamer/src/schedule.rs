@@ -1,7 +1,8 @@
 //! Which chunk to ask whom for next. Pure: arrivals, failures and losses come in, requests go out.
 //!
 //! Each source has a fixed number of staging slots, so what is outstanding is bounded by memory that was set aside
-//! before the first request. A slot that becomes free takes the next chunk, so a faster source brings more of them.
+//! before the first request. A slot that becomes free takes the next chunk, so a faster source brings more of them;
+//! towards the end no source holds more than its share of what is missing, so that a slow one does not sit on it all.
 //! A chunk that was wrong goes to another source first, and back to the same one only when none is better; a source
 //! that stays wrong is left. Everything outstanding at a source that is left goes back to the front of the queue.
 
@@ -67,6 +68,11 @@ impl Schedule {
     pub(crate) fn assign(&mut self, source: usize) -> Option<Assignment> {
         let state = self.sources.get(source).filter(|state| state.live)?;
         let slot = state.slots.iter().position(|slot| *slot == Slot::Free)?;
+        let busy = state.slots.iter().filter(|slot| **slot != Slot::Free).count();
+        let live = self.sources.iter().filter(|source| source.live).count();
+        if busy >= self.missing.div_ceil(live) {
+            return None;
+        }
         let place = (0..self.queue.len()).find(|&place| self.may_bring(source, self.queue[place]))?;
         let chunk = self.queue.remove(place)?;
         self.asked += 1;
@@ -184,6 +190,18 @@ mod tests {
         schedule.arrived(1, second.ticket).unwrap();
         assert!(schedule.verified(1, second.ticket));
         assert_eq!((schedule.missing(), schedule.asked()), (0, 2));
+    }
+
+    #[test]
+    fn no_source_takes_more_than_its_share() {
+        let mut schedule = Schedule::new((0..5).collect(), &[9, 9]);
+        let take_all = |schedule: &mut Schedule, source| {
+            std::iter::from_fn(|| schedule.assign(source)).map(|next| next.ticket).collect::<Vec<_>>()
+        };
+        let first = take_all(&mut schedule, 0);
+        assert_eq!((first.len(), take_all(&mut schedule, 1).len()), (3, 2));
+        schedule.leave(1);
+        assert_eq!(take_all(&mut schedule, 0).len(), 2, "what the other one had");
     }
 
     #[test]

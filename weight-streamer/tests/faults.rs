@@ -80,7 +80,7 @@ fn a_good_source_makes_up_for_a_lying_one() {
 fn lies_about_the_manifest_are_named() {
     for (lie, words) in [
         (Lie::Root, "as it claims"),
-        (Lie::CutManifest, "the manifest is cut short"),
+        (Lie::CutManifest, "its manifest cannot be used"),
         (Lie::LongManifest, "cannot read its manifest"),
         (Lie::Version, "version 99 of the weight protocol"),
     ] {
@@ -222,15 +222,28 @@ fn a_link_in_the_partial_directory_is_not_followed() {
     let dir = TempDir::new().unwrap();
     let (source_dir, to, outside) =
         (dir.path().join("model"), dir.path().join("copy"), dir.path().join("outside"));
-    put(&source_dir, "sub/file", b"payload");
+    put(&source_dir, "sub/file", &support::noise(1, 40 * CHUNK));
     fs::create_dir(&outside).unwrap();
-    let source = Source::start(&source_dir, &[]);
-    let files = partial(&to).join("files");
-    fs::create_dir_all(partial(&to)).unwrap();
-    std::os::unix::fs::symlink(&outside, &files).unwrap();
-    let outcome = pull(&[&source.address], &to, &[]);
-    assert!(!outcome.error().is_empty());
-    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "something was written through the link");
+    fs::write(outside.join("file"), b"not ours").unwrap();
+    let source = Source::start(&source_dir, &["--limit-mb-per-s", "2"]);
+    let mut child = start_pull(&[&source.address], &to, &[]);
+    wait_until("a chunk in the journal", || journaled(&to) >= 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let sub = partial(&to).join("files/sub");
+    for target in ["sub", "file"] {
+        if target == "sub" {
+            fs::remove_dir_all(&sub).unwrap();
+            std::os::unix::fs::symlink(&outside, &sub).unwrap();
+        } else {
+            fs::remove_file(&sub).unwrap();
+            fs::create_dir(&sub).unwrap();
+            std::os::unix::fs::symlink(outside.join("file"), sub.join("file")).unwrap();
+        }
+        let outcome = pull(&[&source.address], &to, &[]);
+        assert!(outcome.error().contains("files/sub"), "{outcome:?}");
+        assert_eq!(fs::read(outside.join("file")).unwrap(), b"not ours");
+    }
 }
 
 #[test]
@@ -282,5 +295,22 @@ fn a_receiver_that_dies_costs_the_others_nothing() {
     first.kill().unwrap();
     first.wait().unwrap();
     finish(second).assert_ok();
+    assert_same(&source_dir, &living);
+}
+
+#[test]
+fn a_receiver_that_stands_still_does_not_hold_up_the_others() {
+    let dir = TempDir::new().unwrap();
+    let source_dir = dir.path().join("model");
+    model(&source_dir, 60 * CHUNK);
+    let source = Source::start(&source_dir, &["--limit-mb-per-s", "4", "--workers", "2", "--paths", "tcp"]);
+    let (still, living) = (dir.path().join("still"), dir.path().join("living"));
+    let mut stopped = start_pull(&[&source.address], &still, &[]);
+    wait_until("chunks at the first", || journaled(&still) >= 3);
+    assert!(Command::new("kill").args(["-STOP", &stopped.id().to_string()]).status().unwrap().success());
+    let outcome = pull(&[&source.address], &living, &[]);
+    stopped.kill().unwrap();
+    stopped.wait().unwrap();
+    outcome.assert_ok();
     assert_same(&source_dir, &living);
 }

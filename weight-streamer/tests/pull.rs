@@ -91,7 +91,8 @@ fn several_receivers_at_once_and_several_sources_each() {
     let dir = TempDir::new().unwrap();
     let source_dir = dir.path().join("model");
     model(&source_dir, 60 * CHUNK);
-    let sources = [Source::start(&source_dir, &[]), Source::start(&source_dir, &["--paths", "tcp"])];
+    let capped = |paths| Source::start(&source_dir, &["--limit-mb-per-s", "20", "--paths", paths]);
+    let sources = [capped("all"), capped("tcp")];
     let addresses = [sources[0].address.as_str(), sources[1].address.as_str()];
     let targets: Vec<_> = (0..4).map(|index| dir.path().join(format!("copy-{index}"))).collect();
     let children: Vec<_> = targets.iter().map(|to| support::start_pull(&addresses, to, &[])).collect();
@@ -164,4 +165,34 @@ fn help_teaches() {
         assert!(output.status.success() && words.iter().all(|word| text.contains(word)), "{text}");
     }
     assert_eq!(command().arg("pull").output().unwrap().status.code(), Some(2));
+}
+
+/// What an engine does: no process, two calls.
+#[test]
+fn the_library_serves_and_pulls() {
+    struct Seen(Vec<String>);
+    impl weight_streamer::Progress for Seen {
+        fn event(&mut self, event: &weight_streamer::PullEvent<'_>) {
+            let text = format!("{event:?}");
+            self.0.push(text.split([' ', '(']).next().unwrap().to_owned());
+        }
+    }
+    let dir = TempDir::new().unwrap();
+    let (source_dir, to) = (dir.path().join("model"), dir.path().join("copy"));
+    model(&source_dir, 10 * CHUNK);
+    let server = weight_streamer::Server::start(&weight_streamer::ServeOptions::new(&source_dir)).unwrap();
+    let mut options = weight_streamer::PullOptions::new(vec![server.address()], &to);
+    options.expect = Some(server.root());
+    let mut seen = Seen(Vec::new());
+    let report = weight_streamer::pull(&options, &mut seen).unwrap();
+    assert_same(&source_dir, &to);
+    assert_eq!((report.bytes_fetched, report.bytes), (server.manifest().total_bytes(), server.bytes_sent()));
+    assert_eq!(
+        (&seen.0[..2], seen.0.last().unwrap().as_str()),
+        (&["Connected".into(), "Started".into()][..], "Checking")
+    );
+    drop(server);
+    options.dir = dir.path().join("too late");
+    let error = weight_streamer::pull(&options, &mut weight_streamer::Quiet).unwrap_err();
+    assert!(matches!(error, weight_streamer::Error::NoSource { .. }) && error.is_retryable(), "{error}");
 }

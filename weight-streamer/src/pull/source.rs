@@ -13,6 +13,9 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a manifest may take on its way.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Most chunks asked of one source at once; enough to keep any pipe full.
+const MAX_SLOTS: usize = 64;
+
 /// A connected source.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -46,7 +49,7 @@ impl Link {
             let (chunk_bytes, staging_bytes) = (hello.chunk_bytes, options.staging_bytes);
             return Err(SourceError::ChunkTooLarge { chunk_bytes, staging_bytes });
         }
-        let slots = usize::try_from(slots).unwrap_or(usize::MAX);
+        let slots = usize::try_from(slots).unwrap_or(usize::MAX).min(MAX_SLOTS);
         if let Some(expected) = options.expect.filter(|expected| *expected != hello.root) {
             return Err(SourceError::Unexpected { expected, found: hello.root });
         }

@@ -236,10 +236,10 @@ impl Shared {
             }
             if clock::now().duration_since(alive) >= ALIVE_EVERY {
                 alive = clock::now();
-                let waiting: Vec<Peer> = self.line().waiting().map(|job| job.peer.clone()).collect();
-                for peer in waiting {
-                    tell(&peer, &Reply::Alive);
-                }
+                let waiting = self.line().receivers();
+                let peers = self.agent.peers();
+                let peers = peers.iter().filter(|peer| waiting.contains(&peer.incarnation()));
+                peers.for_each(|peer| tell(peer, &Reply::Alive));
             }
         }
     }

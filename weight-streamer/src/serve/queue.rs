@@ -75,9 +75,9 @@ impl<K: Clone + PartialEq, J> FairQueue<K, J> {
         self.lines.retain(|line| line.working > 0 || !line.jobs.is_empty());
     }
 
-    /// One job of each receiver that waits.
-    pub(super) fn waiting(&self) -> impl Iterator<Item = &J> {
-        self.lines.iter().filter_map(|line| line.jobs.front())
+    /// The receivers that wait for something, in line or in work.
+    pub(super) fn receivers(&self) -> Vec<K> {
+        self.lines.iter().map(|line| line.key.clone()).collect()
     }
 }
 
