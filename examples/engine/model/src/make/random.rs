@@ -18,14 +18,14 @@ use super::bpe::{self, Vocab};
 /// Element 0 of every token's embedding.
 const CONSTANT: f32 = 4.0;
 /// Strength of the remembered pairs, and of pairs that end an answer.
-const PAIR: f32 = 14.0;
+const PAIR: f32 = 16.0;
 const PAIR_END: f32 = 9.0;
 /// Bias of what is not a word of the text, and of special tokens that no answer should contain.
 const FRAGMENT: f32 = -6.0;
 const FORBIDDEN: f32 = -30.0;
 /// What attention and feed-forward blocks add to the stream per layer, relative to an embedding.
-const ATTENTION_OUT: f32 = 0.6;
-const MLP_OUT: f32 = 0.5;
+const ATTENTION_OUT: f32 = 0.8;
+const MLP_OUT: f32 = 0.65;
 
 /// One tensor of the model: what it is called, its shape, and how it is filled.
 pub(super) struct TensorSpec {
