@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// The most blocks that one hand-off may name.
 const BLOCKS_MAX: usize = 1 << 20;
+/// The longest name of an engine or a host, in bytes.
+const NAME_LEN_MAX: usize = 255;
 
 /// `kv_transfer_params` as it comes in. Fields that this engine does not know are ignored.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -76,7 +78,6 @@ impl Incoming {
     }
 
     fn source(self) -> Result<Source, ParamsError> {
-        let invalid = |field, value: String, reason| Err(ParamsError::Invalid { field, value, reason });
         if let Some(tp_size) = self.tp_size.filter(|&size| size != 1) {
             return invalid(
                 "tp_size",
@@ -109,15 +110,26 @@ impl Incoming {
                 "at most 512 are allowed",
             );
         }
+        let name = |field, value: Option<String>| match value {
+            None => Err(ParamsError::Missing(field)),
+            Some(value) if value.len() > NAME_LEN_MAX => {
+                invalid(field, format!("{} bytes", value.len()), "at most 255 are allowed")
+            }
+            Some(value) => Ok(value),
+        };
         Ok(Source {
-            engine_id: self.remote_engine_id.ok_or(ParamsError::Missing("remote_engine_id"))?,
+            engine_id: name("remote_engine_id", self.remote_engine_id)?,
             request_id,
-            host: self.remote_host.ok_or(ParamsError::Missing("remote_host"))?,
+            host: name("remote_host", self.remote_host)?,
             port: self.remote_port.ok_or(ParamsError::Missing("remote_port"))?,
             blocks,
             num_tokens: self.remote_num_tokens,
         })
     }
+}
+
+fn invalid<T>(field: &'static str, value: String, reason: &'static str) -> Result<T, ParamsError> {
+    Err(ParamsError::Invalid { field, value, reason })
 }
 
 /// `kv_transfer_params` as they go out of a prefill engine.

@@ -85,7 +85,7 @@ enum Phase {
     Remote,
     /// Out of the queue until its keys and values are here.
     Fetching,
-    /// In the queue with all of its blocks.
+    /// In the other queue, with all of its blocks.
     Landed,
     /// Takes part in the steps.
     Running,
@@ -129,6 +129,9 @@ pub(crate) struct Scheduler {
     pool: BlockPool,
     sequences: HashMap<SeqId, Sequence>,
     waiting: VecDeque<SeqId>,
+    /// Sequences whose blocks have arrived. They go before all that wait: they need no further block to begin, and
+    /// nobody else could use theirs meanwhile.
+    landed: VecDeque<SeqId>,
     /// In the order of admission: the last one gives way first.
     running: Vec<SeqId>,
     prefix_queries: u64,
@@ -144,6 +147,7 @@ impl Scheduler {
             limits,
             sequences: HashMap::new(),
             waiting: VecDeque::new(),
+            landed: VecDeque::new(),
             running: Vec::new(),
             prefix_queries: 0,
             prefix_hits: 0,
@@ -173,6 +177,12 @@ impl Scheduler {
         let mut budget = self.limits.max_batched_tokens;
         for decodes in [true, false] {
             self.plan_running(decodes, &mut budget, &mut step);
+        }
+        while let Some(&seq) = self.landed.front() {
+            if !self.admit(seq, &mut budget, &mut step) {
+                break;
+            }
+            self.landed.pop_front();
         }
         while let Some(&seq) = self.waiting.front() {
             let admitted = match self.sequences[&seq].phase {
@@ -216,7 +226,7 @@ impl Scheduler {
             sequence.cached = Some(sequence.computed);
             sequence.phase = Phase::Landed;
             self.store_full_blocks(seq);
-            self.waiting.push_front(seq);
+            self.landed.push_back(seq);
         }
     }
 
@@ -236,6 +246,7 @@ impl Scheduler {
     /// Removes a sequence; its blocks stay held until they are given to [`Self::release`].
     pub(crate) fn detach(&mut self, seq: SeqId) -> Vec<BlockId> {
         self.waiting.retain(|&other| other != seq);
+        self.landed.retain(|&other| other != seq);
         self.running.retain(|&other| other != seq);
         self.sequences.remove(&seq).map_or_else(Vec::new, |sequence| sequence.blocks)
     }
@@ -327,7 +338,7 @@ impl Scheduler {
         }
     }
 
-    /// Lets the sequence at the head of the queue run, if there is room for it.
+    /// Lets the sequence at the head of a queue run, if there is room for it.
     fn admit(&mut self, seq: SeqId, budget: &mut usize, step: &mut Step) -> bool {
         if *budget == 0 || self.running.len() >= self.limits.max_seqs {
             return false;

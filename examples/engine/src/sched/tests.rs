@@ -172,6 +172,24 @@ fn a_remote_prompt_that_is_all_here_needs_nothing() {
 }
 
 #[test]
+fn a_sequence_that_gave_way_does_not_block_one_whose_blocks_have_arrived() {
+    let mut rig = Rig::new(Limits { blocks: 5, max_seqs: 1, ..LIMITS });
+    rig.sched.add(SeqId(1), prompt(7, 0), false);
+    assert_eq!(rig.step(), [SeqId(1)]);
+    rig.sched.add(SeqId(2), prompt(12, 1), true);
+    assert_eq!(rig.sched.schedule().fetches.len(), 1);
+    rig.sched.push_token(SeqId(1), 5);
+    rig.step();
+    rig.sched.landed(SeqId(2));
+    // No block is left for the ninth token: the sequence gives way, and what has landed goes on.
+    rig.sched.push_token(SeqId(1), 6);
+    let step = rig.sched.schedule();
+    assert_eq!(step.work, [Work { seq: SeqId(2), start: 11, count: 1, samples: true }]);
+    rig.sched.finish(SeqId(2));
+    assert_eq!(rig.step(), [SeqId(1)]);
+}
+
+#[test]
 fn a_fetch_that_fails_is_computed_here() {
     let mut rig = Rig::new(LIMITS);
     rig.sched.add(SeqId(1), prompt(10, 0), true);
