@@ -86,13 +86,7 @@ impl Destination {
     /// Opens the partial directory, goes on with what is verified there, and makes room for the rest.
     pub(crate) fn open(&self, manifest: &Manifest, root: Hash, threads: usize) -> Result<Partial, Error> {
         create_dir(&self.partial)?;
-        let lock_path = self.partial.join("lock");
-        let lock = open_new(&lock_path, OpenOptions::new().write(true).create(true).truncate(false))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Busy { dir: self.dir.clone() }),
-            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &lock_path, error)),
-        }
+        let lock = self.lock()?;
         let files = self.partial.join("files");
         let encoded = manifest.encode();
         let manifest_path = self.partial.join("manifest");
@@ -123,6 +117,26 @@ impl Destination {
             resumed,
             _lock: lock,
         })
+    }
+
+    /// Takes the lock of the partial directory; it is let go when the file is dropped, or the process killed.
+    fn lock(&self) -> Result<File, Error> {
+        let path = self.partial.join("lock");
+        let lock = open_new(&path, OpenOptions::new().write(true).create(true).truncate(false))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(lock),
+            Err(TryLockError::WouldBlock) => Err(Error::Busy { dir: self.dir.clone() }),
+            Err(TryLockError::Error(error)) => Err(Error::io("lock", &path, error)),
+        }
+    }
+
+    /// Removes what a pull left that was killed after the model was complete.
+    pub(crate) fn tidy(&self) -> Result<(), Error> {
+        if fs::symlink_metadata(&self.partial).is_ok_and(|found| found.is_dir()) {
+            let _lock = self.lock()?;
+            remove_dir(&self.partial)?;
+        }
+        remove_dir(&self.retired)
     }
 
     /// Checks every file as a whole and gives the destination its name.

@@ -58,9 +58,12 @@ fn copies_over(paths: &str) {
     assert_eq!(outcome.number("chunks_refetched"), 0);
     assert_eq!(outcome.json["sources"][0]["path"], paths);
 
+    // As if killed between the last rename and the tidying up.
+    put(&partial(&to), "manifest", b"left over");
     let again = pull(&[&source.address], &to, &[]);
     assert_eq!(again.assert_ok().json["already_complete"], true);
     assert_eq!(again.number("chunks_fetched"), 0);
+    assert!(!partial(&to).exists());
     let verified = command().arg("verify").arg(&to).args(["--expect", &source.root]).output().unwrap();
     assert!(verified.status.success(), "{verified:?}");
 }

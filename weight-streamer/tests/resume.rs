@@ -21,6 +21,7 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 use support::{CHUNK, Source, assert_same, finish, journaled, model, partial, pull, start_pull, wait_until};
 use tempfile::TempDir;
 
@@ -52,6 +53,33 @@ fn a_killed_receiver_goes_on_where_it_was() {
     assert_eq!(outcome.assert_ok().number("chunks_resumed"), claimed);
     assert_eq!(outcome.number("chunks_fetched"), outcome.number("chunks") - claimed);
     assert_eq!(outcome.number("chunks_refetched"), 0);
+    assert_same(&source_dir, &to);
+    assert!(!partial(&to).exists());
+}
+
+#[test]
+fn killed_at_any_moment_the_model_is_absent_or_complete() {
+    let dir = TempDir::new().unwrap();
+    let (source_dir, to) = (dir.path().join("model"), dir.path().join("copy"));
+    model(&source_dir, 100 * CHUNK);
+    let source = Source::start(&source_dir, &[]);
+    let (mut complete, mut kept) = (0, 0);
+    for round in 0..24 {
+        let mut child = start_pull(&[&source.address], &to, &["--quiet"]);
+        // Not a wait for anything: the moment of the kill is what the test varies.
+        std::thread::sleep(Duration::from_millis(round * 3));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if to.exists() {
+            assert_same(&source_dir, &to);
+            fs::remove_dir_all(&to).unwrap();
+            complete += 1;
+        } else {
+            kept += u32::from(journaled(&to) > 0);
+        }
+    }
+    println!("{complete} complete, {kept} with verified chunks kept, of 24");
+    pull(&[&source.address], &to, &[]).assert_ok();
     assert_same(&source_dir, &to);
     assert!(!partial(&to).exists());
 }

@@ -78,6 +78,7 @@ pub fn pull(options: &PullOptions, progress: &mut dyn Progress) -> Result<PullRe
     let (manifest, root) = agree(&mut links, &failures)?;
     let mut tally = Tally::new(&options.dir, root, &manifest, &links, &failures);
     if destination.is_complete(&manifest, options.force, options.threads)? {
+        destination.tidy()?;
         return Ok(tally.already_complete(clock::now().duration_since(started)));
     }
     let partial = destination.open(&manifest, root, options.threads)?;

@@ -194,8 +194,10 @@ impl Shared<'_> {
         let mut schedule = self.lock();
         if schedule.is_live(source) {
             schedule.leave(source);
-            drop(schedule);
+            // Under the lock: who sees that no source is left has every reason before it.
             self.note(Note::Lost { source, error });
+            drop(schedule);
+            self.job.links[source].peer.disconnect();
         }
     }
 
@@ -273,8 +275,8 @@ impl Shared<'_> {
             return Ok(());
         }
         self.job.partial.land(&self.job.manifest.files()[chunk.file], id, chunk, buffer)?;
-        // The note first: who sees that nothing is missing has every note before it.
         let bytes = u64::from(chunk.len);
+        // The note goes out under the lock: who sees that nothing is missing has every note before it.
         let mut schedule = self.lock();
         if schedule.verified(source, ticket) {
             self.note(Note::Verified { source, bytes });
