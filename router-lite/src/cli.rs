@@ -1,7 +1,7 @@
 //! The command line, as a function, so that other binaries can be a router too.
 
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -131,7 +131,11 @@ async fn run(config: Config) -> Result<(), RunError> {
 fn prepare(serve: Serve) -> Result<Config, UsageError> {
     let filter = EnvFilter::try_new(&serve.log)
         .map_err(|e| UsageError::Log { filter: serve.log.clone(), reason: e.to_string() })?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .finish();
     if tracing::subscriber::set_global_default(subscriber).is_err() {
         tracing::debug!("the process has a log already; --log has no effect");
     }

@@ -91,7 +91,7 @@ pub(crate) async fn forward(state: &State, call: &Call<'_>, ticket: Ticket) -> R
 
 /// Answers with a fault and closes the request's entry.
 pub(crate) fn refuse(fault: Fault, id: &HeaderValue, mut ticket: Ticket) -> Response<Reply> {
-    tracing::info!(status = fault.status.as_u16(), code = fault.code, message = fault.message, "refused");
+    tracing::info!(status = fault.status.as_u16(), code = fault.code, reason = fault.message, "refused");
     ticket.answer(fault.status.as_u16(), None);
     ticket.finish();
     let mut response = fault.into_response().map(Either::Left);

@@ -99,7 +99,7 @@ impl Relay {
         self.rest = None;
         self.dues.ticket.finish();
         self.dues.metrics.cut(code, self.dues.worker.clone());
-        tracing::warn!(worker = &*self.dues.worker, code, message, "answer cut");
+        tracing::warn!(worker = &*self.dues.worker, code, reason = message, "answer cut");
         if self.events.is_some_and(|events| events.between_events()) {
             let event = format!("data: {}\n\n", Fault::new(StatusCode::BAD_GATEWAY, code, message).json());
             return self.pass(Frame::data(Bytes::from(event)));

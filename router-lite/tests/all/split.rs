@@ -59,7 +59,8 @@ async fn params_are_never_used_twice() {
         let (p, d) = (prefill.requests(), decode.requests());
         assert_eq!((p.len(), d.len()), (before + 2, before + 2));
         let id = |r: &crate::support::Recorded| r.json()["kv_transfer_params"]["remote_request_id"].clone();
-        assert_ne!(id(&d[before]), id(&d[before + 1]));
+        let issued = [before, before + 1].map(|n| json!(format!("p-{n}")));
+        assert_eq!([id(&d[before]), id(&d[before + 1])], issued);
         assert_eq!(p[before + 1].headers["x-request-id"], d[before + 1].headers["x-request-id"]);
         assert_ne!(p[before].headers["x-request-id"], p[before + 1].headers["x-request-id"]);
     }
