@@ -57,6 +57,9 @@ struct ServeArgs {
     /// Where other engines reach this one to pull KV blocks.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     transfer_listen: SocketAddr,
+    /// Let engines of other hosts reach this one. They are not authenticated: use it in a private network only.
+    #[arg(long)]
+    transfer_allow_remote: bool,
     /// Paths that KV blocks may take.
     #[arg(long, value_enum, default_value_t)]
     kv_paths: KvPaths,
@@ -221,6 +224,7 @@ fn run_serve(args: ServeArgs) -> Result<(), String> {
         host: args.host,
         port: args.port,
         transfer_listen: args.transfer_listen,
+        transfer_allow_remote: args.transfer_allow_remote,
         kv_paths: args.kv_paths.into(),
         block_size: args.block_size,
         kv_blocks: args.kv_blocks,

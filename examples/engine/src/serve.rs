@@ -3,7 +3,7 @@
 use crate::error::StartError;
 use crate::events::{self, EventEndpoints, EventSettings, EventSink};
 use crate::fingerprint;
-use crate::http::{self, App, Info, Role};
+use crate::http::{self, App, Info, Role, WeightsPull};
 use crate::kv::layout::{Description, REGION_LABEL};
 use crate::kv::store::RegionStore;
 use crate::kv::{KvService, KvSettings};
@@ -38,6 +38,7 @@ pub(crate) struct ServeOptions {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) transfer_listen: SocketAddr,
+    pub(crate) transfer_allow_remote: bool,
     pub(crate) kv_paths: PathSet,
     pub(crate) block_size: usize,
     /// `None`: as many as fit into `kv_cache_bytes`.
@@ -106,14 +107,11 @@ struct Loaded {
     tokenizer: Tokenizer,
     description: Description,
     weights_server: Option<Server>,
+    weights_pull: Option<WeightsPull>,
 }
 
 fn load(options: &ServeOptions) -> Result<Loaded, StartError> {
-    if !options.weights.is_empty() {
-        let report =
-            weight_streamer::pull(&PullOptions::new(options.weights.clone(), &options.model), &mut Quiet)?;
-        tracing::info!(?report, dir = %options.model.display(), "the weights are here");
-    }
+    let weights_pull = pull_weights(options)?;
     let model = Model::load(&options.model, options.dtype)?;
     let tokenizer = Tokenizer::load(&options.model)?;
     let weights_server = options.serve_weights.map(|listen| {
@@ -127,7 +125,24 @@ fn load(options: &ServeOptions) -> Result<Loaded, StartError> {
         fingerprint: fingerprint::of_model(&options.model, dtype)?,
         layout: layout(options, &model, options.kv_dtype.unwrap_or(dtype))?,
     };
-    Ok(Loaded { model, tokenizer, description, weights_server })
+    Ok(Loaded { model, tokenizer, description, weights_server, weights_pull })
+}
+
+/// Gets the model directory from its sources, if any are named.
+fn pull_weights(options: &ServeOptions) -> Result<Option<WeightsPull>, StartError> {
+    if options.weights.is_empty() {
+        return Ok(None);
+    }
+    let report =
+        weight_streamer::pull(&PullOptions::new(options.weights.clone(), &options.model), &mut Quiet)?;
+    let pull = WeightsPull {
+        bytes: report.bytes,
+        bytes_fetched: report.bytes_fetched,
+        transfer_seconds: report.transfer_seconds,
+        seconds: report.seconds,
+    };
+    tracing::info!(dir = %options.model.display(), bytes = pull.bytes, seconds = pull.seconds, "the weights are here");
+    Ok(Some(pull))
 }
 
 fn layout(options: &ServeOptions, model: &Model, dtype: Dtype) -> Result<KvLayout, StartError> {
@@ -167,7 +182,7 @@ fn start(
     loaded: Loaded,
     events: Option<(EventSink, EventEndpoints)>,
 ) -> Result<Engine, StartError> {
-    let Loaded { model, tokenizer, description, weights_server } = loaded;
+    let Loaded { model, tokenizer, description, weights_server, weights_pull } = loaded;
     let layout = description.layout;
     let (agent, region) = open_agent(options, &description)?;
     let cache = KvCache::new(layout, Arc::new(RegionStore::new(region.clone(), layout.total_bytes())))?;
@@ -185,7 +200,10 @@ fn start(
     // When the engine thread has ended, so have its blocks.
     let kv = KvService::start(settings, move |blocks| drop(back.send(Command::Release(blocks))));
     let (sink, endpoints) = events.unzip();
-    let info = info(options, &model, &layout, &kv, weights_server.as_ref(), endpoints);
+    let mut info = info(options, &model, &layout, &kv);
+    info.kv_events = endpoints;
+    info.weights_address = weights_server.as_ref().map(|server| server.address().to_string());
+    info.weights_pull = weights_pull;
     tracing::info!(
         model = info.model,
         agent = info.agent_address,
@@ -226,6 +244,7 @@ fn open_agent(options: &ServeOptions, description: &Description) -> Result<(Agen
     };
     let mut config = Config::new(role);
     config.tcp_listen = Some(options.transfer_listen);
+    config.allow_remote = options.transfer_allow_remote;
     config.paths = options.kv_paths;
     config.app_metadata = description.encode();
     let agent = Agent::new(config)?;
@@ -233,14 +252,7 @@ fn open_agent(options: &ServeOptions, description: &Description) -> Result<(Agen
     Ok((agent, region))
 }
 
-fn info(
-    options: &ServeOptions,
-    model: &Model,
-    layout: &KvLayout,
-    kv: &KvService,
-    weights_server: Option<&Server>,
-    kv_events: Option<EventEndpoints>,
-) -> Info {
+fn info(options: &ServeOptions, model: &Model, layout: &KvLayout, kv: &KvService) -> Info {
     // A sequence that runs alone must always be able to finish.
     let possible = model.config().max_position_embeddings.min(layout.num_blocks * layout.block_size);
     Info {
@@ -249,13 +261,14 @@ fn info(
         role: options.role,
         engine_id: kv.engine_id().to_owned(),
         agent_address: kv.agent_address(),
-        weights_address: weights_server.map(|server| server.address().to_string()),
+        weights_address: None,
+        weights_pull: None,
         max_model_len: options.max_model_len.map_or(possible, |len| len.min(possible)),
         block_size: layout.block_size,
         kv_blocks: layout.num_blocks,
         kv_dtype: layout.dtype.name(),
         kv_block_bytes: layout.block_bytes(),
-        kv_events,
+        kv_events: None,
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct GenerateBody {
     pub(crate) kv_transfer_params: Option<Incoming>,
     max_tokens: Option<usize>,
     max_completion_tokens: Option<usize>,
-    min_tokens: Option<usize>,
+    pub(crate) min_tokens: Option<usize>,
     temperature: Option<f32>,
     top_p: Option<f32>,
     top_k: Option<i64>,

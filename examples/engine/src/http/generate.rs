@@ -156,7 +156,11 @@ fn requests(
 ) -> Result<Vec<Request>, ApiError> {
     let hand_off = body.kv_transfer_params.take().unwrap_or_default().check()?;
     check_role(app.info.role, &hand_off, prompts.len())?;
+    // A prefill ends after its first token, whatever the answer as a whole is to be.
     let max_tokens = if hand_off == HandOff::Give { Some(1) } else { body.max_tokens()? };
+    if hand_off == HandOff::Give {
+        body.min_tokens = None;
+    }
     let params = body.sampling()?;
     let context = app.info.max_model_len;
     let make = |(index, prompt): (usize, &Vec<u32>)| {

@@ -48,12 +48,27 @@ pub(crate) struct Info {
     pub(crate) agent_address: Option<String>,
     /// Where others get its model directory.
     pub(crate) weights_address: Option<String>,
+    /// How the model directory came here, if it was pulled.
+    pub(crate) weights_pull: Option<WeightsPull>,
     pub(crate) max_model_len: usize,
     pub(crate) block_size: usize,
     pub(crate) kv_blocks: usize,
     pub(crate) kv_dtype: &'static str,
     pub(crate) kv_block_bytes: usize,
     pub(crate) kv_events: Option<EventEndpoints>,
+}
+
+/// The numbers of a warm-up.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct WeightsPull {
+    /// Bytes of the model directory.
+    pub(crate) bytes: u64,
+    /// Bytes that were not here already.
+    pub(crate) bytes_fetched: u64,
+    /// Time in which they came.
+    pub(crate) transfer_seconds: f64,
+    /// Time of everything: connecting, moving, checking, syncing.
+    pub(crate) seconds: f64,
 }
 
 /// What the handlers share.

@@ -212,10 +212,11 @@ pub fn token_ids(answer: &Value) -> Vec<u32> {
     ids.iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-/// The first leg as a router sends it: the request's params for the second leg.
+/// The first leg as a careless router sends it, with the client's `min_tokens`: the request's params for the second leg.
 pub async fn prefill(engine: &Engine, body: &Value) -> Value {
     let mut body = body.clone();
     body["max_tokens"] = json!(1);
+    body["min_tokens"] = json!(3);
     body["kv_transfer_params"] = json!({
         "do_remote_decode": true, "do_remote_prefill": false, "remote_engine_id": null,
         "remote_block_ids": null, "remote_host": null, "remote_port": null,
