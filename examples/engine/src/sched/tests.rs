@@ -1,6 +1,7 @@
 //! The scheduler against a model that "computes" by writing token values into blocks.
 
 use super::*;
+use proptest::prelude::*;
 
 const LIMITS: Limits = Limits { block_size: 4, blocks: 16, max_seqs: 4, max_batched_tokens: 16 };
 
@@ -29,6 +30,22 @@ impl Rig {
 
     /// Runs a step; returns the sequences that sampled, in order.
     fn step(&mut self) -> Vec<SeqId> {
+        self.step_and_fetch().0
+    }
+
+    /// Does what another engine does for a fetch: fills the blocks of a sequence up to its last prompt token.
+    fn fill(&mut self, seq: SeqId) {
+        let (tokens, blocks) = {
+            let sequence = &self.sched.sequences[&seq];
+            (sequence.tokens.clone(), sequence.blocks.clone())
+        };
+        for end in 1..tokens.len() {
+            let slot = self.slot(&blocks, end - 1);
+            self.cache[slot] = Some(prefix_hash(&tokens[..end]));
+        }
+    }
+
+    fn step_and_fetch(&mut self) -> (Vec<SeqId>, Vec<Fetch>) {
         let step = self.sched.schedule();
         let total: usize = step.work.iter().map(|work| work.count).sum();
         assert!(total <= self.limits.max_batched_tokens, "{step:?}");
@@ -53,7 +70,8 @@ impl Rig {
             }
             self.sched.computed(work);
         }
-        step.work.iter().filter(|work| work.samples).map(|work| work.seq).collect()
+        let sampled = step.work.iter().filter(|work| work.samples).map(|work| work.seq).collect();
+        (sampled, step.fetches)
     }
 
     /// Runs until each sequence has generated `outputs` tokens; the token is a function of the sequence so far.
@@ -138,8 +156,7 @@ fn a_remote_sequence_waits_for_its_blocks_while_others_run() {
     let mut rig = Rig::new(LIMITS);
     rig.sched.add(SeqId(1), prompt(4, 0), false);
     rig.run(1);
-    let tokens = prompt(10, 0);
-    rig.sched.add(SeqId(2), tokens.clone(), true);
+    rig.sched.add(SeqId(2), prompt(10, 0), true);
     rig.sched.add(SeqId(3), prompt(5, 1), false);
     let step = rig.sched.schedule();
     let [fetch] = &step.fetches[..] else { panic!("{step:?}") };
@@ -148,11 +165,7 @@ fn a_remote_sequence_waits_for_its_blocks_while_others_run() {
     rig.sched.computed(&step.work[0]);
     rig.sched.finish(SeqId(3));
 
-    let blocks = rig.sched.sequences[&SeqId(2)].blocks.clone();
-    for end in 5..tokens.len() {
-        let slot = rig.slot(&blocks, end - 1);
-        rig.cache[slot] = Some(prefix_hash(&tokens[..end]));
-    }
+    rig.fill(SeqId(2));
     rig.sched.landed(SeqId(2));
     let done = rig.run(6);
     assert_eq!(done[&SeqId(2)].len(), 16);
@@ -224,4 +237,87 @@ fn a_waiting_sequence_that_does_not_fit_holds_nothing() {
     rig.sched.finish(SeqId(1));
     rig.sched.finish(SeqId(3));
     assert_eq!(rig.run(2).len(), 1);
+}
+
+/// Something that happens to an engine.
+#[derive(Clone, Debug)]
+enum Happening {
+    /// A prompt of so many tokens that shares its beginning with others of the same salt.
+    Arrives { length: u32, salt: u32, remote: bool },
+    /// A step, after which every sequence that sampled goes on.
+    Step,
+    /// One of the fetches lands, or fails.
+    Fetched { which: usize, lands: bool },
+    /// One of the sequences ends, and its blocks are kept or not.
+    Ends { which: usize, kept: bool },
+    /// Kept blocks are released.
+    Released,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        2 => (1..40_u32, 0..3_u32, any::<bool>())
+            .prop_map(|(length, salt, remote)| Happening::Arrives { length, salt, remote }),
+        4 => Just(Happening::Step),
+        2 => (any::<usize>(), any::<bool>()).prop_map(|(which, lands)| Happening::Fetched { which, lands }),
+        1 => (any::<usize>(), any::<bool>()).prop_map(|(which, kept)| Happening::Ends { which, kept }),
+        1 => Just(Happening::Released),
+    ]
+}
+
+/// Plays what happens. The rig itself checks that every step reads what belongs to its sequence.
+fn play(happenings: Vec<Happening>) {
+    let mut rig = Rig::new(Limits { blocks: 14, max_seqs: 3, ..LIMITS });
+    let (mut next, mut fetching, mut kept) = (0, Vec::<Fetch>::new(), Vec::new());
+    for happening in happenings {
+        match happening {
+            Happening::Arrives { length, salt, remote } => {
+                rig.sched.add(SeqId(next), prompt(length, salt), remote);
+                next += 1;
+            }
+            Happening::Step => {
+                let (sampled, fetches) = rig.step_and_fetch();
+                fetching.extend(fetches);
+                for seq in sampled {
+                    rig.sched.push_token(seq, 7);
+                }
+            }
+            Happening::Fetched { which, lands } if !fetching.is_empty() => {
+                let fetch = fetching.swap_remove(which % fetching.len());
+                if lands {
+                    rig.fill(fetch.seq);
+                    rig.sched.landed(fetch.seq);
+                } else {
+                    rig.sched.recompute(fetch.seq);
+                }
+            }
+            Happening::Ends { which, kept: keep } => {
+                let mut all: Vec<_> = rig.sched.sequences.keys().copied().collect();
+                all.retain(|seq| fetching.iter().all(|fetch| fetch.seq != *seq));
+                all.sort_unstable();
+                if let Some(&seq) = all.get(which % all.len().max(1)) {
+                    kept.push(rig.sched.detach(seq));
+                    if !keep {
+                        rig.sched.release(&kept.pop().unwrap());
+                    }
+                }
+            }
+            Happening::Released => kept.drain(..).for_each(|blocks| rig.sched.release(&blocks)),
+            Happening::Fetched { .. } => {}
+        }
+    }
+    kept.drain(..).for_each(|blocks| rig.sched.release(&blocks));
+    for seq in rig.sched.sequences.keys().copied().collect::<Vec<_>>() {
+        rig.sched.finish(seq);
+    }
+    assert_eq!(rig.sched.load().blocks_used, 0);
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_no_sequence_reads_foreign_blocks_and_none_leak(
+        happenings in proptest::collection::vec(happening(), 1..120)
+    ) {
+        play(happenings);
+    }
 }
