@@ -175,11 +175,11 @@ impl KvService {
     /// The engine that issued `source`: a known connection, or a new one.
     pub(super) async fn connect(&self, source: &Source) -> Result<Peer, PullError> {
         let address = format!("tcp://{}:{}", source.host, source.port);
-        let known = self.peers().get(&address).cloned();
-        if let Some(peer) =
-            known.filter(|peer| peer.is_up() && peer.incarnation().to_string() == source.engine_id)
-        {
-            return Ok(peer);
+        let slot = self.peer_slot(&address);
+        let mut known = slot.lock().await;
+        let fits = |peer: &&Peer| peer.is_up() && peer.incarnation().to_string() == source.engine_id;
+        if let Some(peer) = known.as_ref().filter(fits) {
+            return Ok(peer.clone());
         }
         let unreachable = |reason: String| PullError::Unreachable { address: address.clone(), reason };
         let target: Address =
@@ -192,7 +192,7 @@ impl KvService {
             Err(error) => return Err(unreachable(error.to_string())),
         };
         let found = peer.incarnation().to_string();
-        self.peers().insert(address.clone(), peer.clone());
+        *known = Some(peer.clone());
         if found == source.engine_id {
             Ok(peer)
         } else {

@@ -24,6 +24,9 @@ use transfer_core::{Agent, Event, Peer, RegionId};
 /// How often overdue leases and claims are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Addresses beyond which those without a living peer are forgotten.
+const PEERS_MAX: usize = 1024;
+
 /// What the service is set up with.
 #[derive(Debug)]
 pub(crate) struct KvSettings {
@@ -41,6 +44,9 @@ pub(crate) struct KvSettings {
 
 /// Takes blocks back whose hand-off has ended.
 type FreeBlocks = Box<dyn Fn(Vec<BlockId>) + Send + Sync>;
+
+/// The connection to an address; locked while it is being made, so that pulls that begin together share it.
+type PeerSlot = Arc<tokio::sync::Mutex<Option<Peer>>>;
 
 /// The answer to a claim.
 pub(super) type Answer = Result<Duration, PullError>;
@@ -61,7 +67,7 @@ struct Inner {
     log: Mutex<PullLog>,
     /// Claims that wait for their answer, by peer and request.
     claims: Mutex<HashMap<(String, String), oneshot::Sender<Answer>>>,
-    peers: Mutex<HashMap<String, Peer>>,
+    peers: Mutex<HashMap<String, PeerSlot>>,
 }
 
 impl fmt::Debug for KvService {
@@ -178,8 +184,14 @@ impl KvService {
         &self.inner.settings
     }
 
-    pub(super) fn peers(&self) -> MutexGuard<'_, HashMap<String, Peer>> {
-        lock(&self.inner.peers)
+    pub(super) fn peer_slot(&self, address: &str) -> PeerSlot {
+        let mut peers = lock(&self.inner.peers);
+        if peers.len() >= PEERS_MAX {
+            let in_use =
+                |slot: &PeerSlot| slot.try_lock().map_or(true, |peer| peer.as_ref().is_some_and(Peer::is_up));
+            peers.retain(|_, slot| in_use(slot));
+        }
+        Arc::clone(peers.entry(address.to_owned()).or_default())
     }
 
     pub(crate) fn log(&self) -> MutexGuard<'_, PullLog> {
@@ -271,7 +283,6 @@ impl KvService {
             }
         }
         drop(claims);
-        self.peers().retain(|_, peer| peer.incarnation().to_string() != name);
         let ended = lock(&self.inner.leases).peer_lost(name);
         self.free_ended(ended, "its reader is gone");
     }
