@@ -128,7 +128,7 @@ pub(super) fn summary(report: &PullReport) -> String {
     put(
         &mut out,
         format_args!(
-            "{} complete: {} bytes moved in {:.3} s ({:.2} GB/s), {} chunks refetched, {} resumed; {:.3} s with checks; root {}\n",
+            "{} complete: {} bytes moved in {:.3} s ({:.3} GB/s), {} chunks refetched, {} resumed; {:.3} s with checks; root {}\n",
             report.dir.display(),
             report.bytes_fetched,
             report.transfer_seconds,

@@ -84,8 +84,9 @@ fn serve(agent: &Agent, library: &Library, _manifest: &Region, lie: Lie, stop: &
             match lie {
                 Lie::Silence => {}
                 Lie::Babble => {
-                    peer.notify(&Reply::Chunk { ticket: request.ticket + 1_000_000 }.encode()).unwrap();
-                    peer.notify(b"\xffnonsense").unwrap();
+                    // The receiver may have left after the first of them.
+                    drop(peer.notify(&Reply::Chunk { ticket: request.ticket + 1_000_000 }.encode()));
+                    drop(peer.notify(b"\xffnonsense"));
                 }
                 _ => {
                     let flip = matches!(lie, Lie::Flip { chunk, .. } if chunk == request.chunk) && flips > 0;
