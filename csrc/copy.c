@@ -4,16 +4,17 @@
  * model: no reference to it may ever exist there. Bytes that somebody else changes during a copy arrive as
  * old or new bytes, never as undefined behaviour.
  *
- * hr_copy         memcpy of the C library: best while source and target fit the caches.
+ * hr_copy         memmove of the C library: best while source and target fit the caches. Ranges may overlap.
  * hr_copy_stream  non-temporal stores: a large target does not evict the working set and its lines are not
  *                 read before they are written (Intel SDM vol. 1, 10.4.6.2). Ends with a store fence, because
- *                 non-temporal stores are weakly ordered and a notification must not overtake them.
+ *                 non-temporal stores are weakly ordered and a notification must not overtake them. Where
+ *                 ranges overlap, their common bytes are left in any mixture.
  */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-void hr_copy(void *dst, const void *src, size_t len) { memcpy(dst, src, len); }
+void hr_copy(void *dst, const void *src, size_t len) { memmove(dst, src, len); }
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -22,7 +23,7 @@ void hr_copy(void *dst, const void *src, size_t len) { memcpy(dst, src, len); }
 static size_t head(uint8_t *dst, const uint8_t *src, size_t len, size_t align) {
     size_t gap = (size_t)(-(uintptr_t)dst & (align - 1));
     if (gap > len) gap = len;
-    memcpy(dst, src, gap);
+    memmove(dst, src, gap);
     return gap;
 }
 
@@ -81,12 +82,12 @@ void hr_copy_stream(void *dst, const void *src, size_t len) {
         at += body_avx2(to + at, from + at, len - at);
     else
         at += body_sse2(to + at, from + at, len - at);
-    memcpy(to + at, from + at, len - at);
+    memmove(to + at, from + at, len - at);
     _mm_sfence();
 }
 
 #else
 
-void hr_copy_stream(void *dst, const void *src, size_t len) { memcpy(dst, src, len); }
+void hr_copy_stream(void *dst, const void *src, size_t len) { memmove(dst, src, len); }
 
 #endif

@@ -27,8 +27,9 @@ pub enum Stores {
 /// When the lengths differ.
 ///
 /// # Safety
-/// Both ranges must stay mapped (`dst` writable) until the call returns, and must not overlap. Others may read
-/// or write the bytes meanwhile; then each byte that arrives is one that was there at some moment.
+/// Both ranges must stay mapped (`dst` writable) until the call returns. Others may read or write the bytes
+/// meanwhile; then each byte that arrives is one that was there at some moment. Where the ranges overlap,
+/// [`Stores::Streaming`] leaves their common bytes in any mixture.
 pub unsafe fn copy(dst: RawRange, src: RawRange, stores: Stores) {
     assert_eq!(dst.len(), src.len(), "a copy has as many bytes on both sides");
     match stores {

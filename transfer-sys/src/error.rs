@@ -19,6 +19,12 @@ pub struct OsError {
 }
 
 impl OsError {
+    /// What a caller found wrong by itself, in the system's terms.
+    #[must_use]
+    pub fn new(op: &'static str, operands: impl Into<String>, errno: i32) -> Self {
+        Self { op, operands: operands.into(), errno }
+    }
+
     /// The error of `op` that just failed in this thread.
     #[must_use]
     pub fn last(op: &'static str, operands: impl Into<String>) -> Self {

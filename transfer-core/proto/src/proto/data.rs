@@ -55,7 +55,7 @@ impl DataHello {
 
 /// What a header announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
+#[allow(clippy::exhaustive_enums, reason = "another kind is another version of the protocol")]
 pub enum DataKind {
     /// The payload is for these spans of the receiver.
     Write,

@@ -296,17 +296,26 @@ impl Link {
     ///
     /// # Errors
     /// [`NotifError`]; nothing was sent then.
-    pub fn notify(&mut self, bytes: &[u8]) -> Result<(), NotifError> {
+    pub fn notify(&mut self, bytes: Vec<u8>) -> Result<(), NotifError> {
+        if self.state == State::Up && self.out.len() > self.config.unsent_max {
+            return Err(NotifError::Busy { unsent: self.out.len() });
+        }
+        self.notify_of_data(bytes)
+    }
+
+    /// The same for the notification of a transfer that is done: it is never too much, since the number of
+    /// transfers bounds it.
+    ///
+    /// # Errors
+    /// [`NotifError`] but for [`NotifError::Busy`].
+    pub fn notify_of_data(&mut self, bytes: Vec<u8>) -> Result<(), NotifError> {
         if bytes.len() > NOTIF_MAX {
             return Err(NotifError::TooLong { len: bytes.len() });
         }
         if self.state != State::Up {
             return Err(NotifError::NotUp);
         }
-        if self.out.len() > self.config.unsent_max {
-            return Err(NotifError::Busy { unsent: self.out.len() });
-        }
-        self.send(&Frame::Notif(bytes.to_vec()));
+        self.send(&Frame::Notif(bytes));
         Ok(())
     }
 
@@ -487,7 +496,7 @@ mod tests {
     fn two_agents_meet_however_the_bytes_are_cut() {
         for step in [1, 3, 1000] {
             let mut pair = Pair::up(step);
-            pair.b.notify(b"hello").unwrap();
+            pair.b.notify(b"hello".to_vec()).unwrap();
             pair.carry(step, at(3));
             assert_eq!(pair.a.poll_event(), Some(LinkEvent::Notif(b"hello".to_vec())));
         }
@@ -550,12 +559,12 @@ mod tests {
     fn notifications_are_refused_when_the_peer_does_not_take_them() {
         let mut pair = Pair::up(1000);
         let long = vec![0; NOTIF_MAX + 1];
-        assert_eq!(pair.a.notify(&long), Err(NotifError::TooLong { len: NOTIF_MAX + 1 }));
-        let taken = (0..1000).take_while(|_| pair.a.notify(&long[1..]).is_ok()).count();
+        assert_eq!(pair.a.notify(long.clone()), Err(NotifError::TooLong { len: NOTIF_MAX + 1 }));
+        let taken = (0..1000).take_while(|_| pair.a.notify(long[1..].to_vec()).is_ok()).count();
         assert!((16..=18).contains(&taken), "{taken}");
-        assert!(matches!(pair.a.notify(b""), Err(NotifError::Busy { .. })));
+        assert!(matches!(pair.a.notify(vec![]), Err(NotifError::Busy { .. })));
         pair.carry(1 << 16, at(3));
-        assert_eq!(pair.a.notify(b""), Ok(()));
+        assert_eq!(pair.a.notify(vec![]), Ok(()));
     }
 
     #[test]

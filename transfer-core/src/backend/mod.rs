@@ -1,0 +1,44 @@
+//! Backends move slices. Each is told what to move and says when it is done; none knows of transfers as a whole.
+
+pub(crate) mod shm;
+pub(crate) mod tcp;
+
+use std::sync::Arc;
+
+use transfer_proto::id::XferId;
+use transfer_proto::plan::Piece;
+use transfer_proto::proto::xfer::SliceError;
+
+use crate::xfer::XferCore;
+
+/// Some bytes of a transfer.
+pub(crate) struct Slice {
+    pub(crate) xfer: XferId,
+    pub(crate) slice: u32,
+    pub(crate) bytes: u64,
+    pub(crate) pieces: Vec<Piece>,
+    pub(crate) core: Arc<XferCore>,
+}
+
+/// A slice that nothing touches any more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Completion {
+    pub(crate) xfer: XferId,
+    pub(crate) slice: u32,
+    pub(crate) result: Result<u64, SliceError>,
+}
+
+/// A way to move slices.
+///
+/// Every slice that was submitted completes exactly once, by [`Backend::poll`]; also when it was abandoned.
+pub(crate) trait Backend {
+    /// Takes a slice.
+    fn submit(&mut self, slice: Slice);
+
+    /// Appends the slices that have completed.
+    fn poll(&mut self, completions: &mut Vec<Completion>);
+
+    /// The slices of this transfer are not wanted any more and should complete soon, with whatever result. With
+    /// `now`, they must do so at once, at the price of the connections that carry them.
+    fn abandon(&mut self, core: &Arc<XferCore>, xfer: XferId, now: bool);
+}

@@ -1,0 +1,160 @@
+//! The configuration of an agent.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use transfer_proto::plan::PathSet;
+use transfer_proto::proto::link::LinkConfig;
+use transfer_proto::proto::metadata::{APP_METADATA_MAX, NAME_MAX};
+use transfer_proto::proto::xfer::SliceLimits;
+
+use crate::error::{Error, Result};
+
+/// How an agent behaves. Start from [`Config::new`] and change what you need; it is checked when the agent is
+/// created.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// Name of the agent, for people; it need not be unique. At most 255 bytes.
+    pub name: String,
+    /// Where to accept peers by TCP; port 0 takes a free one. Default `127.0.0.1:0`. `None`: only peers of this
+    /// host can connect, by [`crate::Address::Local`].
+    pub tcp_listen: Option<SocketAddr>,
+    /// Accepts peers from other hosts. They are not authenticated: whoever reaches the port can read and write
+    /// every region. Default false, and then a listening address beyond loopback is an error.
+    pub allow_remote: bool,
+    /// Bytes that describe the application to its peers (layout of its KV cache, say). At most 64 KiB.
+    pub app_metadata: Vec<u8>,
+    /// Paths that transfers may take. Default all.
+    pub paths: PathSet,
+    /// Data connections to each peer. Default 2; each costs a socket on both sides.
+    pub tcp_streams: usize,
+    /// Kernel buffer of each data connection, in each direction. Default 4 MiB.
+    pub tcp_buffer_bytes: u32,
+    /// Transfers within one host of at most so many bytes are copied inside the posting call, which saves the
+    /// hand-over to another thread. Default 256 KiB, about 20 µs.
+    pub inline_bytes_max: u64,
+    /// Bytes of a slice: the unit of progress, cancellation and striping. Default 1 MiB.
+    pub slice_bytes_max: u64,
+    /// Slices of one transfer in flight. Default 16.
+    pub slices_in_flight_max: u32,
+    /// How long a transfer may take, unless it says otherwise. Default 30 s.
+    pub transfer_timeout: Duration,
+    /// How long connecting to a peer may take. Default 5 s.
+    pub connect_timeout: Duration,
+    /// A peer that says nothing for this long is lost. Default 5 s; a quarter of it is the heartbeat.
+    pub peer_timeout: Duration,
+    /// Events that may wait for the application. When it is full, peers are not read from until some are taken,
+    /// so nothing is lost. Default 65536.
+    pub events_max: usize,
+    /// Bytes that may wait to be sent to a peer before notifications are refused. Default 4 MiB.
+    pub unsent_bytes_max: usize,
+}
+
+impl Config {
+    /// The defaults.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            tcp_listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+            allow_remote: false,
+            app_metadata: Vec::new(),
+            paths: PathSet::ALL,
+            tcp_streams: 2,
+            tcp_buffer_bytes: 4 << 20,
+            inline_bytes_max: 256 << 10,
+            slice_bytes_max: 1 << 20,
+            slices_in_flight_max: 16,
+            transfer_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(5),
+            peer_timeout: Duration::from_secs(5),
+            events_max: 1 << 16,
+            unsent_bytes_max: 4 << 20,
+        }
+    }
+
+    /// Parses, so that nobody behind this line has to check again.
+    pub(crate) fn check(self) -> Result<Checked> {
+        let invalid =
+            |field, problem: String| -> Result<Checked> { Err(Error::InvalidConfig { field, problem }) };
+        if self.name.is_empty() || self.name.len() > NAME_MAX {
+            return invalid("name", format!("has {} bytes; 1 to {NAME_MAX} are allowed", self.name.len()));
+        }
+        if self.app_metadata.len() > APP_METADATA_MAX {
+            let len = self.app_metadata.len();
+            return invalid("app_metadata", format!("has {len} bytes; {APP_METADATA_MAX} are allowed"));
+        }
+        if let Some(address) = self.tcp_listen
+            && !self.allow_remote
+            && !address.ip().is_loopback()
+        {
+            let problem = format!("is {address}, which other hosts reach; set allow_remote if you mean it");
+            return invalid("tcp_listen", problem);
+        }
+        let ranges: [(&'static str, u64, u64, u64); 7] = [
+            ("tcp_streams", self.tcp_streams as u64, 1, 64),
+            ("slice_bytes_max", self.slice_bytes_max, 4096, 64 << 20),
+            ("slices_in_flight_max", u64::from(self.slices_in_flight_max), 1, 1024),
+            ("events_max", self.events_max as u64, 1, 1 << 24),
+            ("unsent_bytes_max", self.unsent_bytes_max as u64, 1 << 16, 1 << 30),
+            ("peer_timeout", millis(self.peer_timeout), 50, 3_600_000),
+            ("connect_timeout", millis(self.connect_timeout), 10, 3_600_000),
+        ];
+        for (field, value, min, max) in ranges {
+            if !(min..=max).contains(&value) {
+                return invalid(field, format!("is {value}; it must lie between {min} and {max}"));
+            }
+        }
+        Ok(Checked(self))
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A configuration that was checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Checked(Config);
+
+/// Pieces of one slice: what one readv(2), writev(2) or process_vm_readv(2) takes, with room for a header.
+const PIECES_MAX: usize = 1000;
+
+impl Checked {
+    pub(crate) fn link(&self) -> LinkConfig {
+        LinkConfig::new(self.connect_timeout, self.peer_timeout, self.unsent_bytes_max)
+    }
+
+    pub(crate) fn slices(&self) -> SliceLimits {
+        SliceLimits::new(self.slice_bytes_max, PIECES_MAX, self.slices_in_flight_max)
+    }
+}
+
+impl std::ops::Deref for Checked {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut Config)) -> String {
+        let mut config = Config::new("a");
+        change(&mut config);
+        config.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_hold_and_nonsense_is_named() {
+        Config::new("a").check().unwrap();
+        assert!(refused(|c| c.name.clear()).contains("name has 0 bytes"));
+        assert!(refused(|c| c.tcp_listen = "0.0.0.0:0".parse().ok()).contains("allow_remote"));
+        assert!(refused(|c| c.app_metadata = vec![0; 70_000]).contains("app_metadata"));
+        assert!(refused(|c| c.tcp_streams = 0).contains("tcp_streams is 0; it must lie between 1 and 64"));
+    }
+}

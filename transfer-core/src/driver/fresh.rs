@@ -1,0 +1,203 @@
+//! Accepted connections, until they have said what they are for.
+
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use transfer_proto::id::Incarnation;
+use transfer_proto::proto::data::{DataHello, HELLO_BYTES};
+use transfer_proto::proto::local::{LOCAL_BYTES, LocalMessage};
+use transfer_proto::proto::preamble::{self, Kind, PREAMBLE_BYTES, PreambleError};
+use transfer_proto::proto::time::Time;
+use transfer_sys::process::Process;
+use transfer_sys::{OsResult, socket};
+
+use super::{Conn, Driver, LocalConn, probe};
+use crate::error::{Error, Result};
+use crate::peer::LocalWay;
+use crate::shared::Stream;
+
+/// Connections that may be in this state at once; a flood of them ends here.
+const FRESH_MAX: usize = 1024;
+
+/// Data connections that one peer may open; its configuration allows no more either.
+const DATA_CONNS_MAX: u64 = 64;
+
+/// A connection that has not said what it is for.
+pub(super) struct FreshConn {
+    stream: Stream,
+    have: Vec<u8>,
+    ends: Time,
+}
+
+/// What is known after the bytes that have come.
+enum Greeting {
+    Incomplete,
+    Control,
+    Local { token: u64, probe: u64, incarnation: Incarnation },
+    Data(DataHello),
+    Refused(Option<PreambleError>),
+}
+
+impl FreshConn {
+    pub(super) fn poll_timeout(&self) -> Time {
+        self.ends
+    }
+
+    /// How many bytes are still to come before the next decision. Never more, since what follows belongs to others.
+    fn missing(&self) -> usize {
+        let wanted = match self.have.first_chunk::<PREAMBLE_BYTES>().map(|bytes| preamble::decode(*bytes)) {
+            Some(Ok(Kind::Local)) => PREAMBLE_BYTES + LOCAL_BYTES,
+            Some(Ok(Kind::Data)) => PREAMBLE_BYTES + HELLO_BYTES,
+            _ => PREAMBLE_BYTES,
+        };
+        wanted - self.have.len().min(wanted)
+    }
+
+    fn greeting(&self) -> Greeting {
+        let Some((first, rest)) = self.have.split_first_chunk::<PREAMBLE_BYTES>() else {
+            return Greeting::Incomplete;
+        };
+        match preamble::decode(*first) {
+            Ok(Kind::Control) => Greeting::Control,
+            Ok(Kind::Local) => {
+                match rest.first_chunk::<LOCAL_BYTES>().map(|bytes| LocalMessage::decode(*bytes)) {
+                    None => Greeting::Incomplete,
+                    Some(Ok(LocalMessage::Hello { token, probe, incarnation })) => {
+                        Greeting::Local { token, probe, incarnation }
+                    }
+                    Some(_) => Greeting::Refused(None),
+                }
+            }
+            Ok(Kind::Data) => {
+                match rest.first_chunk::<HELLO_BYTES>().map(|bytes| DataHello::decode(*bytes)) {
+                    None => Greeting::Incomplete,
+                    Some(Ok(hello)) => Greeting::Data(hello),
+                    Some(Err(_)) => Greeting::Refused(None),
+                }
+            }
+            Ok(_) => Greeting::Refused(None),
+            Err(error) => Greeting::Refused(Some(error)),
+        }
+    }
+}
+
+impl Driver {
+    pub(super) fn accept_tcp(&mut self) {
+        while let Some(Ok((stream, from))) = self.tcp_listener.as_ref().map(std::net::TcpListener::accept) {
+            if !self.shared.config.allow_remote && !from.ip().is_loopback() {
+                tracing::warn!(%from, "refused: not this host, and allow_remote is off");
+                continue;
+            }
+            self.add_fresh(Stream::Tcp(stream));
+        }
+    }
+
+    pub(super) fn accept_local(&mut self) {
+        while let Some(Ok((stream, _))) =
+            self.local_listener.as_ref().map(std::os::unix::net::UnixListener::accept)
+        {
+            self.add_fresh(Stream::Local(stream));
+        }
+    }
+
+    fn add_fresh(&mut self, stream: Stream) {
+        let fresh = self.conns.values().filter(|conn| matches!(conn, Conn::Fresh(_))).count();
+        if fresh >= FRESH_MAX {
+            tracing::warn!("refused: {FRESH_MAX} connections have not introduced themselves yet");
+            return;
+        }
+        let token = self.new_token();
+        let added =
+            stream.set_nonblocking().and_then(|()| self.epoll.add(stream.as_fd(), token, true, false));
+        if let Err(error) = added {
+            tracing::warn!(%error, "cannot watch an accepted connection");
+            return;
+        }
+        let ends = self.shared.clock.now() + self.shared.config.connect_timeout;
+        self.conns.insert(token, Conn::Fresh(FreshConn { stream, have: Vec::new(), ends }));
+    }
+
+    pub(super) fn read_fresh(&mut self, token: u64) {
+        loop {
+            let Some(Conn::Fresh(conn)) = self.conns.get_mut(&token) else { return };
+            let mut part = [0; PREAMBLE_BYTES + LOCAL_BYTES];
+            let missing = conn.missing();
+            match conn.stream.receive(&mut part[..missing]) {
+                Ok(Some([])) | Err(_) => return drop(self.conns.remove(&token)),
+                Ok(Some(came)) => conn.have.extend_from_slice(came),
+                Ok(None) => return,
+            }
+            let greeting = conn.greeting();
+            if !matches!(greeting, Greeting::Incomplete) {
+                return self.introduced(token, greeting);
+            }
+        }
+    }
+
+    fn introduced(&mut self, token: u64, greeting: Greeting) {
+        let Some(Conn::Fresh(FreshConn { mut stream, .. })) = self.conns.remove(&token) else { return };
+        if let Greeting::Refused(error) = greeting {
+            // Our preamble tells the peer which version it met.
+            let _told = stream.send(&preamble::encode(Kind::Control));
+            tracing::warn!(?error, "refused a connection");
+            return;
+        }
+        match (greeting, stream) {
+            (Greeting::Control, stream) => self.met(token, stream),
+            (Greeting::Local { token: secret, probe, incarnation }, Stream::Local(stream)) => {
+                let known = self.peers.get(&incarnation).is_some_and(|peer| peer.secret == secret);
+                if known && let Err(error) = self.welcome_local(token, stream, incarnation, probe) {
+                    tracing::warn!(%error, peer = %incarnation, "cannot use the local connection");
+                }
+            }
+            (Greeting::Data(hello), Stream::Tcp(stream)) => {
+                let known = self.peers.get(&hello.incarnation).is_some_and(|peer| peer.secret == hello.token);
+                if known && let Err(error) = self.welcome_data(token, stream, hello) {
+                    tracing::warn!(%error, peer = %hello.incarnation, "cannot use a data connection");
+                }
+            }
+            _ => tracing::warn!("refused a connection over the wrong kind of socket"),
+        }
+    }
+
+    fn welcome_local(
+        &mut self,
+        token: u64,
+        stream: UnixStream,
+        peer: Incarnation,
+        address: u64,
+    ) -> OsResult<()> {
+        let process = Process::open(socket::peer_credentials(stream.as_fd())?.pid)?;
+        let ptrace = probe(&process, address, peer);
+        let welcome = LocalMessage::Welcome {
+            incarnation: self.shared.incarnation,
+            probe: self.shared.probe_address(),
+        };
+        let answer = [&preamble::encode(Kind::Local)[..], &welcome.encode()[..]].concat();
+        super::local::send_plain(&stream, &answer)?;
+        self.conns.insert(token, Conn::Local(LocalConn::new(stream, peer)));
+        if let Some(entry) = self.peers.get_mut(&peer) {
+            entry.local = Some(token);
+            entry.local_way = Some(LocalWay { process, ptrace });
+        }
+        Ok(())
+    }
+
+    fn welcome_data(&mut self, token: u64, stream: TcpStream, hello: DataHello) -> Result<()> {
+        let count = self.tcp.count(hello.incarnation) as u64;
+        if count >= DATA_CONNS_MAX {
+            let (what, value, max) = ("data connections of a peer", count + 1, DATA_CONNS_MAX);
+            return Err(Error::TooLarge { what, value, max });
+        }
+        socket::set_buffers(stream.as_fd(), self.shared.config.tcp_buffer_bytes)?;
+        let mut stream = Stream::Tcp(stream);
+        // The buffer of a connection that has just been opened takes so few bytes.
+        stream.send(&preamble::encode(Kind::Data))?;
+        if let Stream::Tcp(stream) = stream {
+            // It was watched as a fresh connection; the backend goes on under the same token.
+            self.tcp.adopt(token, stream, hello.incarnation);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,308 @@
+//! The one thread of an agent that waits: it turns readiness, completions and time into inputs of the state
+//! machines, and their outputs into I/O.
+//!
+//! | module | turns |
+//! |---|---|
+//! | [`fresh`] | accepted connections into control, local and data connections |
+//! | [`peers`] | control connections into peers that come, change and go |
+//! | [`local`] | requests for files behind regions |
+//! | [`xfers`] | posted transfers into slices, completions into outcomes |
+
+mod fresh;
+mod local;
+mod peers;
+mod regions;
+mod stream;
+mod xfers;
+
+use std::collections::HashMap;
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crossbeam_channel::Receiver;
+use transfer_proto::id::{Incarnation, XferId};
+use transfer_proto::plan::Path;
+use transfer_proto::proto::control::Farewell;
+use transfer_proto::proto::xfer::{Outcome, Xfer};
+use transfer_sys::poll::{Epoll, EventFd, Ready};
+
+use self::fresh::FreshConn;
+use self::local::LocalConn;
+pub(crate) use self::local::probe;
+use self::peers::{ControlConn, PeerEntry};
+use self::regions::{Closing, Releasing};
+use self::xfers::{Ended, Xfers};
+use crate::backend::shm::Shm;
+use crate::backend::tcp::Tcp;
+use crate::backend::{Backend, Completion};
+use crate::error::{Error, Result};
+use crate::shared::{Command, Posted, Shared};
+
+const WAKE: u64 = 0;
+const LISTEN_TCP: u64 = 1;
+const LISTEN_LOCAL: u64 = 2;
+const FIRST_CONN: u64 = 3;
+
+/// A connection that the driver itself reads; data connections belong to their backend.
+enum Conn {
+    Fresh(FreshConn),
+    Control(Box<ControlConn>),
+    Local(LocalConn),
+}
+
+/// The state of the driver thread.
+pub(crate) struct Driver {
+    shared: Arc<Shared>,
+    epoll: Arc<Epoll>,
+    tcp_listener: Option<TcpListener>,
+    local_listener: Option<UnixListener>,
+    commands: Receiver<Command>,
+    conns: HashMap<u64, Conn>,
+    next_token: u64,
+    peers: HashMap<Incarnation, PeerEntry>,
+    shm: Shm,
+    tcp: Tcp,
+    xfers: Xfers,
+    completions: Vec<Completion>,
+    closing: Vec<Closing>,
+    releasing: Vec<Releasing>,
+    /// Peers are not read from until the application takes events.
+    paused: bool,
+    shutdown: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        wake: Arc<EventFd>,
+        commands: Receiver<Command>,
+        tcp_listener: Option<TcpListener>,
+        local_listener: Option<UnixListener>,
+    ) -> Result<Self> {
+        let epoll = Arc::new(Epoll::new()?);
+        epoll.add(wake.as_fd(), WAKE, true, false)?;
+        if let Some(listener) = &tcp_listener {
+            epoll.add(listener.as_fd(), LISTEN_TCP, true, false)?;
+        }
+        if let Some(listener) = &local_listener {
+            epoll.add(listener.as_fd(), LISTEN_LOCAL, true, false)?;
+        }
+        Ok(Self {
+            shm: Shm::start(&shared.config.name, wake)?,
+            tcp: Tcp::new(Arc::clone(&shared), Arc::clone(&epoll)),
+            epoll,
+            tcp_listener,
+            local_listener,
+            commands,
+            conns: HashMap::new(),
+            next_token: FIRST_CONN,
+            peers: HashMap::new(),
+            xfers: Xfers::default(),
+            completions: Vec::new(),
+            closing: Vec::new(),
+            releasing: Vec::new(),
+            paused: false,
+            shutdown: false,
+            shared,
+        })
+    }
+
+    /// Runs until the agent is dropped.
+    pub(crate) fn run(mut self) {
+        let mut ready = Vec::new();
+        while !self.shutdown {
+            ready.clear();
+            let now = self.shared.clock.now();
+            let timeout = self.next_timeout().map(|at| at.after(now));
+            if let Err(error) = self.epoll.wait(timeout, &mut ready) {
+                tracing::error!(%error, "the driver cannot wait; the agent ends");
+                break;
+            }
+            ready.drain(..).collect::<Vec<_>>().into_iter().for_each(|ready| self.handle_ready(ready));
+            self.handle_commands();
+            self.handle_timeouts();
+            self.settle();
+        }
+        self.end();
+    }
+
+    fn handle_ready(&mut self, ready: Ready) {
+        match ready.token {
+            WAKE => self.shared.wake.clear(),
+            LISTEN_TCP => self.accept_tcp(),
+            LISTEN_LOCAL => self.accept_local(),
+            token if self.tcp.owns(token) => self.tcp.ready(ready),
+            token => match self.conns.get(&token) {
+                Some(Conn::Fresh(_)) => self.read_fresh(token),
+                Some(Conn::Control(_)) => self.handle_control(token, ready),
+                Some(Conn::Local(_)) => self.handle_local(token),
+                None => {}
+            },
+        }
+    }
+
+    fn handle_commands(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Meet { stream, address, reply } => self.meet(stream, address, reply),
+                Command::Opened { peer, local, data, ways } => self.opened(&peer, local, data, ways),
+                Command::Map { peer, region, reply } => self.map(peer, region, reply),
+                Command::Notify { peer, bytes, reply } => self.notify(peer, bytes, reply.as_ref()),
+                Command::Post(posted) => self.post(*posted),
+                Command::Cancel(core) => {
+                    if let Some(raw) = core.id.load(Ordering::Acquire).checked_sub(1) {
+                        self.stop_xfer(XferId::from_u64(raw), Xfer::cancel);
+                    }
+                }
+                Command::RegionAdded(info) => self.announce_region(&info),
+                Command::RegionClosed { region, reply } => self.close_region(region, reply),
+                Command::Disconnect(peer) => self.farewell(peer, Farewell::Closing),
+                Command::Shutdown => self.shutdown = true,
+            }
+        }
+    }
+
+    fn post(&mut self, posted: Posted) {
+        let now = self.shared.clock.now();
+        let mut state = Xfer::new(self.shared.config.slices(), now + posted.core.timeout);
+        if posted.core.is_stopped() {
+            state.cancel();
+        } else if !posted.core.remote.core.peer.is_up() {
+            state.peer_lost();
+        }
+        let id = self.xfers.insert(posted, state);
+        self.pump(id);
+    }
+
+    /// Submits what the window allows, calls slices back where the transfer stops, and ends it when it is over.
+    fn pump(&mut self, id: XferId) {
+        let Some(task) = self.xfers.get(id) else { return };
+        let over_tcp = task.core.remote.path() == Path::Tcp;
+        while let Some(slice) = self.xfers.get(id).and_then(|task| task.next_slice(id)) {
+            if over_tcp { self.tcp.submit(slice) } else { self.shm.submit(slice) }
+        }
+        let Some(task) = self.xfers.get(id) else { return };
+        if task.take_abandon() {
+            let core = Arc::clone(&task.core);
+            // Whoever cancels waits; a deadline or a lost peer does not.
+            let now = !core.is_stopped();
+            let backend: &mut dyn Backend = if over_tcp { &mut self.tcp } else { &mut self.shm };
+            backend.abandon(&core, id, now);
+        }
+        if let Some(ended) = self.xfers.take_ended(id) {
+            self.finish(ended);
+        }
+    }
+
+    /// Makes a transfer stop, for the reason that `how` gives.
+    fn stop_xfer(&mut self, id: XferId, how: impl FnOnce(&mut Xfer)) {
+        if let Some(task) = self.xfers.get(id) {
+            how(&mut task.state);
+            self.pump(id);
+        }
+    }
+
+    fn finish(&mut self, ended: Ended) {
+        let Ended { core, outcome, notif, awaited } = ended;
+        let peer = Arc::clone(&core.remote.core.peer);
+        let name = peer.name.clone();
+        let result = match outcome {
+            Outcome::Done { bytes } => Ok(self.shared.done(&core, bytes)),
+            Outcome::Cancelled => Err(Error::Cancelled),
+            Outcome::Deadline => Err(Error::Deadline { peer: name, timeout: core.timeout }),
+            Outcome::Failed { .. } | Outcome::PeerLost if !peer.is_up() => Err(peer.lost_error()),
+            Outcome::Failed { slice, error } => {
+                Err(Error::TransferFailed { peer: name, slice, source: error })
+            }
+            _ => Err(peer.lost_error()),
+        };
+        if let Some(bytes) = notif.filter(|_| result.is_ok()) {
+            self.notify_of_data(peer.incarnation, bytes);
+        }
+        core.finish(result);
+        if awaited {
+            self.check_regions();
+        }
+    }
+
+    /// Brings completions home until nothing moves any more, and drops peers that lost a connection.
+    fn settle(&mut self) {
+        loop {
+            let mut completions = std::mem::take(&mut self.completions);
+            self.shm.poll(&mut completions);
+            self.tcp.poll(&mut completions);
+            let lost = self.tcp.take_lost();
+            if completions.is_empty() && lost.is_empty() {
+                self.completions = completions;
+                break;
+            }
+            for completion in completions.drain(..) {
+                if let Some(task) = self.xfers.get(completion.xfer) {
+                    task.state.handle_completion(completion.slice, completion.result);
+                    self.pump(completion.xfer);
+                }
+            }
+            self.completions = completions;
+            lost.into_iter().for_each(|peer| self.connection_lost(peer));
+        }
+        self.check_regions();
+        self.flush_controls();
+        self.resume_if_room();
+    }
+
+    fn handle_timeouts(&mut self) {
+        let now = self.shared.clock.now();
+        self.time_out_conns(now);
+        let due = |x: &mut Xfers, id| {
+            x.get(id).is_some_and(|t| t.state.poll_timeout() <= now && !t.state.is_stopping())
+        };
+        for id in self.xfers.ids() {
+            if due(&mut self.xfers, id) {
+                self.stop_xfer(id, |state| state.handle_timeout(now));
+            }
+        }
+        // A cancelled slice that is half on the wire may stay there until the deadline, and no longer.
+        for id in self.xfers.ids() {
+            if let Some(task) = self.xfers.get(id)
+                && task.state.poll_timeout() <= now
+                && task.core.remote.path() == Path::Tcp
+            {
+                let core = Arc::clone(&task.core);
+                self.tcp.abandon(&core, id, true);
+            }
+        }
+    }
+
+    fn next_timeout(&self) -> Option<transfer_proto::proto::time::Time> {
+        [self.xfers.poll_timeout(), self.poll_conn_timeout()].into_iter().flatten().min()
+    }
+
+    /// The agent was dropped: says goodbye, and ends what is under way once nothing touches it.
+    fn end(mut self) {
+        for peer in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.farewell(peer, Farewell::Closing);
+        }
+        self.flush_controls();
+        for id in self.xfers.ids() {
+            if let Some(task) = self.xfers.get(id) {
+                task.core.stop.store(true, Ordering::Release);
+            }
+        }
+        // The copying thread ends with its last slice; data connections are touched by this thread only.
+        drop(self.shm);
+        drop(self.tcp);
+        for id in self.xfers.ids() {
+            if let Some(task) = self.xfers.get(id) {
+                task.core.finish(Err(Error::AgentClosed));
+            }
+        }
+    }
+
+    fn new_token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+}

@@ -1,0 +1,489 @@
+//! Control connections, and the peers behind them.
+
+use std::net::TcpStream;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, PoisonError};
+
+use crossbeam_channel::Sender;
+use transfer_proto::id::{Incarnation, RegionId};
+use transfer_proto::plan::Reason;
+use transfer_proto::proto::control::Farewell;
+use transfer_proto::proto::link::{Link, LinkError, LinkEvent, NotifError, Role};
+use transfer_proto::proto::metadata::AgentMetadata;
+use transfer_proto::proto::time::Time;
+use transfer_sys::poll::Ready;
+
+use super::stream::READ_BYTES;
+use super::{Conn, Driver, LocalConn};
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::peer::{LocalWay, Peer, PeerCore, Ways};
+use crate::shared::{Meeting, Stream};
+
+/// A control connection.
+pub(super) struct ControlConn {
+    stream: Stream,
+    pub(super) link: Link,
+    /// The peer, once it has introduced itself.
+    peer: Option<Incarnation>,
+    /// What its further connections must show.
+    secret: u64,
+    /// Where it was reached, for errors.
+    address: String,
+    /// Who connected and waits.
+    reply: Option<Sender<Meeting>>,
+    writable_watched: bool,
+    readable_watched: bool,
+}
+
+/// A peer that has introduced itself.
+pub(super) struct PeerEntry {
+    pub(super) core: Arc<PeerCore>,
+    /// Its control connection.
+    control: u64,
+    /// Its Unix socket.
+    pub(super) local: Option<u64>,
+    pub(super) local_way: Option<LocalWay>,
+    pub(super) secret: u64,
+    /// Who connected to it while it was being met already.
+    waiting: Vec<Sender<Meeting>>,
+}
+
+impl Driver {
+    /// Somebody connected us to a peer.
+    pub(super) fn meet(&mut self, stream: Stream, address: String, reply: Sender<Meeting>) {
+        let token = self.new_token();
+        let added =
+            stream.set_nonblocking().and_then(|()| self.epoll.add(stream.as_fd(), token, true, false));
+        match added {
+            Ok(()) => self.add_control(token, stream, address, Some(reply)),
+            Err(error) => drop(reply.send(Meeting::Failed(error.into()))),
+        }
+    }
+
+    /// A peer connected to us.
+    pub(super) fn met(&mut self, token: u64, stream: Stream) {
+        self.add_control(token, stream, "a peer that connected".to_owned(), None);
+    }
+
+    fn add_control(&mut self, token: u64, stream: Stream, address: String, reply: Option<Sender<Meeting>>) {
+        let (config, now) = (self.shared.config.link(), self.shared.clock.now());
+        let secret = crate::agent::random_word();
+        let make = if reply.is_some() { Link::initiator } else { Link::responder };
+        let link = make(config, self.shared.metadata(), secret, now);
+        let (writable_watched, readable_watched) = (false, true);
+        let conn = ControlConn {
+            stream,
+            link,
+            peer: None,
+            secret,
+            address,
+            reply,
+            writable_watched,
+            readable_watched,
+        };
+        self.conns.insert(token, Conn::Control(Box::new(conn)));
+    }
+
+    fn control(&mut self, token: u64) -> Option<&mut ControlConn> {
+        match self.conns.get_mut(&token) {
+            Some(Conn::Control(conn)) => Some(conn),
+            _ => None,
+        }
+    }
+
+    pub(super) fn link_of(&mut self, peer: Incarnation) -> Option<&mut Link> {
+        let token = self.peers.get(&peer)?.control;
+        self.control(token).map(|conn| &mut conn.link)
+    }
+
+    /// All links whose peer is known.
+    pub(super) fn for_each_link(&mut self, mut act: impl FnMut(Incarnation, &mut Link)) {
+        for conn in self.conns.values_mut() {
+            if let Conn::Control(conn) = conn {
+                // A peer that has not introduced itself has our `Hello` already, so it must hear of changes too.
+                act(conn.peer.unwrap_or(Incarnation::from_bytes([0; 16])), &mut conn.link);
+            }
+        }
+    }
+
+    pub(super) fn handle_control(&mut self, token: u64, ready: Ready) {
+        let now = self.shared.clock.now();
+        if ready.readable && !self.paused {
+            let mut part = [0; READ_BYTES];
+            let Some(conn) = self.control(token) else { return };
+            match conn.stream.receive(&mut part) {
+                Ok(Some([])) | Err(_) => conn.link.disconnected(),
+                Ok(Some(bytes)) => conn.link.handle_bytes(bytes, now),
+                Ok(None) => {}
+            }
+        }
+        self.handle_link_events(token);
+    }
+
+    fn handle_link_events(&mut self, token: u64) {
+        while let Some(event) = self.control(token).and_then(|conn| conn.link.poll_event()) {
+            let peer = self.control(token).and_then(|conn| conn.peer);
+            match (event, peer) {
+                (LinkEvent::Hello { metadata, token: theirs }, _) => {
+                    self.handle_hello(token, metadata, theirs)
+                }
+                (LinkEvent::Closed(error), _) => self.handle_closed(token, error),
+                (LinkEvent::Up, Some(peer)) => self.handle_up(peer),
+                (LinkEvent::Notif(bytes), Some(peer)) => {
+                    if let Some(peer) = self.handle_of(peer) {
+                        self.shared.events.push(Event::Notif { peer, bytes });
+                    }
+                }
+                (LinkEvent::RegionAdd(info), Some(peer)) => {
+                    if let Some(entry) = self.peers.get(&peer) {
+                        entry.core.add_region(info);
+                    }
+                }
+                (LinkEvent::RegionDel(id), Some(peer)) => self.release_region(peer, id),
+                (LinkEvent::RegionReleased(id), Some(peer)) => self.region_released(peer, id),
+                _ => {}
+            }
+        }
+    }
+
+    fn handle_of(&self, peer: Incarnation) -> Option<Peer> {
+        Some(Peer::new(Arc::clone(&self.peers.get(&peer)?.core), Arc::clone(&self.shared)))
+    }
+
+    /// A peer has introduced itself. Two agents that connect to each other at the same time keep one connection:
+    /// one that is up, else the one that the agent of the lower incarnation opened. Both sides see it alike.
+    fn handle_hello(&mut self, token: u64, metadata: AgentMetadata, theirs: u64) {
+        let incarnation = metadata.incarnation;
+        if let Some(existing) = self.peers.get(&incarnation) {
+            let (other, up) = (existing.control, existing.core.is_up());
+            let role_of = |driver: &mut Self, token| driver.control(token).map(|conn| conn.link.role());
+            let (new_role, old_role) = (role_of(self, token), role_of(self, other));
+            let ours_wins = self.shared.incarnation < incarnation;
+            let wanted = if ours_wins { Role::Initiator } else { Role::Responder };
+            let keep_old = up || old_role == new_role || old_role == Some(wanted);
+            if keep_old {
+                return self.refuse_duplicate(token, incarnation);
+            }
+            self.refuse_duplicate(other, incarnation);
+        }
+        let core = Arc::new(PeerCore::new(metadata.clone()));
+        let Some(conn) = self.control(token) else { return };
+        conn.peer = Some(incarnation);
+        let (secret, reply) = (conn.secret, conn.reply.clone());
+        let waiting = self.peers.remove(&incarnation).map(|old| old.waiting).unwrap_or_default();
+        let entry = PeerEntry {
+            core: Arc::clone(&core),
+            control: token,
+            local: None,
+            local_way: None,
+            secret,
+            waiting,
+        };
+        self.peers.insert(incarnation, entry);
+        if let Some(reply) = reply {
+            let AgentMetadata { local_name, addresses, .. } = metadata;
+            // Who connected may have stopped waiting; then the handshake's own deadline ends it.
+            let _told = reply.send(Meeting::Hello { peer: core, local_name, addresses, token: theirs });
+        }
+    }
+
+    /// Ends a connection in favour of another one with the same peer; who waits for it waits for that one.
+    fn refuse_duplicate(&mut self, token: u64, peer: Incarnation) {
+        let Some(conn) = self.control(token) else { return };
+        conn.peer = None;
+        let reply = conn.reply.take();
+        conn.link.bye(Farewell::Duplicate);
+        self.flush_control(token);
+        self.drop_conn(token);
+        if let Some(reply) = reply {
+            self.wait_for(peer, reply);
+        }
+    }
+
+    fn wait_for(&mut self, peer: Incarnation, reply: Sender<Meeting>) {
+        match self.peers.get_mut(&peer) {
+            Some(entry) if entry.core.is_up() => {
+                let _told = reply.send(Meeting::Up(Arc::clone(&entry.core)));
+            }
+            Some(entry) => entry.waiting.push(reply),
+            None => {
+                let (address, cause) =
+                    (peer.to_string(), "it closed the connection as a duplicate".to_owned());
+                let _told = reply.send(Meeting::Failed(Error::Unreachable { address, cause }));
+            }
+        }
+    }
+
+    /// The further connections of a peer that we connected to stand.
+    pub(super) fn opened(
+        &mut self,
+        peer: &PeerCore,
+        local: Option<UnixStream>,
+        data: Vec<TcpStream>,
+        ways: Ways,
+    ) {
+        let incarnation = peer.incarnation;
+        if let Err(error) = self.adopt_connections(incarnation, local, data) {
+            tracing::warn!(%error, peer = peer.name, "cannot use the connections to a peer");
+            return self.farewell(incarnation, Farewell::Closing);
+        }
+        let _first = peer.ways.set(ways);
+        let Some(token) = self.peers.get(&incarnation).map(|entry| entry.control) else { return };
+        if let Some(conn) = self.control(token) {
+            conn.link.opened();
+        }
+        self.handle_link_events(token);
+    }
+
+    fn adopt_connections(
+        &mut self,
+        peer: Incarnation,
+        local: Option<UnixStream>,
+        data: Vec<TcpStream>,
+    ) -> Result<()> {
+        for stream in data {
+            let token = self.new_token();
+            let stream = Stream::Tcp(stream);
+            stream.set_nonblocking()?;
+            if let Stream::Tcp(stream) = stream {
+                self.epoll.add(stream.as_fd(), token, true, false)?;
+                self.tcp.adopt(token, stream, peer);
+            }
+        }
+        if let Some(stream) = local {
+            let token = self.new_token();
+            let stream = Stream::Local(stream);
+            stream.set_nonblocking()?;
+            self.epoll.add(stream.as_fd(), token, true, false)?;
+            if let Stream::Local(stream) = stream {
+                self.conns.insert(token, Conn::Local(LocalConn::new(stream, peer)));
+            }
+            if let Some(entry) = self.peers.get_mut(&peer) {
+                entry.local = Some(token);
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_up(&mut self, peer: Incarnation) {
+        let data = self.tcp.count(peer) > 0;
+        let Some(entry) = self.peers.get_mut(&peer) else { return };
+        // The side that connected has told its ways already; the other one finds its own from what was opened.
+        let local = entry.local_way.take().ok_or(Reason::OtherHost);
+        let _first = entry.core.ways.set(Ways { local, tcp: data });
+        entry.core.set_up();
+        let core = Arc::clone(&entry.core);
+        let control = entry.control;
+        let mut waiting = std::mem::take(&mut entry.waiting);
+        waiting.extend(self.control(control).and_then(|conn| conn.reply.take()));
+        let mut peers = self.shared.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.insert(peer, Arc::clone(&core));
+        drop(peers);
+        for reply in waiting {
+            let _told = reply.send(Meeting::Up(Arc::clone(&core)));
+        }
+        tracing::info!(peer = core.name, incarnation = %peer, "peer up");
+        self.shared.events.push(Event::PeerUp { peer: Peer::new(core, Arc::clone(&self.shared)) });
+    }
+
+    /// A control connection has ended.
+    fn handle_closed(&mut self, token: u64, error: LinkError) {
+        self.flush_control(token);
+        let Some(conn) = self.control(token) else { return };
+        let (peer, address, reply) = (conn.peer, conn.address.clone(), conn.reply.take());
+        self.drop_conn(token);
+        if let Some(reply) = reply {
+            match error {
+                LinkError::Farewell { farewell: Farewell::Duplicate, incarnation } => {
+                    self.wait_for(incarnation, reply);
+                }
+                _ => drop(reply.send(Meeting::Failed(Error::from_handshake(&address, error)))),
+            }
+        }
+        if let Some(peer) = peer {
+            self.lose_peer(peer, error);
+        }
+    }
+
+    /// Everything that hangs on a peer ends.
+    fn lose_peer(&mut self, peer: Incarnation, error: LinkError) {
+        let Some(entry) = self.peers.remove(&peer) else { return };
+        let was_up = entry.core.is_up();
+        entry.core.set_lost(error);
+        self.shared.peers.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer);
+        self.tcp.remove_peer(peer);
+        if let Some(local) = entry.local {
+            self.drop_conn(local);
+        }
+        for id in self.xfers.ids() {
+            if self.xfers.get(id).is_some_and(|task| task.core.remote.core.peer.incarnation == peer) {
+                self.stop_xfer(id, transfer_proto::proto::xfer::Xfer::peer_lost);
+            }
+        }
+        self.forget_peer_regions(peer);
+        let reason = entry.core.lost_error();
+        for reply in entry.waiting {
+            let _told = reply.send(Meeting::Failed(reason.clone()));
+        }
+        if was_up {
+            tracing::info!(peer = entry.core.name, incarnation = %peer, %error, "peer lost");
+            let peer = Peer::new(entry.core, Arc::clone(&self.shared));
+            self.shared.events.push(Event::PeerLost { peer, reason });
+        }
+    }
+
+    /// A data or local connection of a peer broke: the peer cannot be relied on.
+    pub(super) fn connection_lost(&mut self, peer: Incarnation) {
+        let Some(token) = self.peers.get(&peer).map(|entry| entry.control) else { return };
+        if let Some(conn) = self.control(token) {
+            conn.link.bye(Farewell::Closing);
+        }
+        self.flush_control(token);
+        self.drop_conn(token);
+        self.lose_peer(peer, LinkError::Disconnected);
+    }
+
+    /// Ends the connection with a peer, which is told why.
+    pub(super) fn farewell(&mut self, peer: Incarnation, farewell: Farewell) {
+        let Some(token) = self.peers.get(&peer).map(|entry| entry.control) else { return };
+        if let Some(conn) = self.control(token) {
+            conn.link.bye(farewell);
+        }
+        self.handle_link_events(token);
+    }
+
+    /// Closes a connection; the kernel ends its watch with it.
+    fn drop_conn(&mut self, token: u64) {
+        self.conns.remove(&token);
+    }
+
+    pub(super) fn handle_local(&mut self, token: u64) {
+        let regions = &self.shared.regions;
+        let Some(Conn::Local(conn)) = self.conns.get_mut(&token) else { return };
+        let result = conn.receive(regions).and_then(|()| conn.flush());
+        self.settle_local(token, result);
+    }
+
+    fn settle_local(&mut self, token: u64, result: transfer_sys::OsResult<()>) {
+        let Some(Conn::Local(conn)) = self.conns.get_mut(&token) else { return };
+        let watched =
+            result.and_then(|()| self.epoll.modify(conn.stream.as_fd(), token, true, conn.wants_write()));
+        if let Err(error) = watched {
+            let peer = conn.peer;
+            tracing::debug!(%error, %peer, "local connection lost");
+            self.connection_lost(peer);
+        }
+    }
+
+    /// Asks a peer for the file of a region.
+    pub(super) fn map(&mut self, peer: Incarnation, region: RegionId, reply: Sender<Result<OwnedFd>>) {
+        let token = self.peers.get(&peer).and_then(|entry| entry.local);
+        let conn = token.and_then(|token| match self.conns.get_mut(&token) {
+            Some(Conn::Local(conn)) => Some((token, conn)),
+            _ => None,
+        });
+        let Some((token, conn)) = conn else {
+            let _told = reply.send(Err(Error::RegionClosed { region }));
+            return;
+        };
+        conn.map(region, reply);
+        let result = conn.flush();
+        self.settle_local(token, result);
+    }
+
+    pub(super) fn notify(&mut self, peer: Incarnation, bytes: Vec<u8>, reply: Option<&Sender<Result<()>>>) {
+        let name = self.peers.get(&peer).map_or_else(|| peer.to_string(), |entry| entry.core.name.clone());
+        let sent = match self.link_of(peer) {
+            Some(link) if reply.is_none() => link.notify_of_data(bytes),
+            Some(link) => link.notify(bytes),
+            None => Err(NotifError::NotUp),
+        };
+        if let Some(reply) = reply {
+            let _told = reply.send(sent.map_err(|source| Error::NotNotified { peer: name, source }));
+        }
+    }
+
+    /// The notification of a transfer that is done. A peer that is gone by now does not get it.
+    pub(super) fn notify_of_data(&mut self, peer: Incarnation, bytes: Vec<u8>) {
+        self.notify(peer, bytes, None);
+    }
+
+    pub(super) fn flush_controls(&mut self) {
+        let waiting = |(token, conn): (&u64, &Conn)| match conn {
+            Conn::Control(conn) if !conn.link.unsent().is_empty() || conn.writable_watched => Some(*token),
+            _ => None,
+        };
+        for token in self.conns.iter().filter_map(waiting).collect::<Vec<_>>() {
+            self.flush_control(token);
+        }
+    }
+
+    fn flush_control(&mut self, token: u64) {
+        let (now, paused) = (self.shared.clock.now(), self.paused);
+        let epoll = Arc::clone(&self.epoll);
+        let Some(conn) = self.control(token) else { return };
+        let sent = match conn.stream.send(conn.link.unsent()) {
+            Ok(sent) => sent,
+            // The reading side sees the end too, and tells it.
+            Err(_) => conn.link.unsent().len(),
+        };
+        conn.link.sent(sent, now);
+        let (readable, writable) = (!paused, !conn.link.unsent().is_empty());
+        if (readable, writable) != (conn.readable_watched, conn.writable_watched) {
+            (conn.readable_watched, conn.writable_watched) = (readable, writable);
+            if let Err(error) = epoll.modify(conn.stream.as_fd(), token, readable, writable) {
+                tracing::error!(%error, "cannot watch a control connection");
+                conn.link.disconnected();
+            }
+        }
+    }
+
+    /// Stops reading from peers while the application does not take its events, and goes on when it does.
+    pub(super) fn resume_if_room(&mut self) {
+        let full = self.shared.events.is_full();
+        if full == self.paused {
+            return;
+        }
+        self.paused = full;
+        let controls = self.conns.iter().filter(|(_, conn)| matches!(conn, Conn::Control(_)));
+        for token in controls.map(|(token, _)| *token).collect::<Vec<_>>() {
+            self.flush_control(token);
+        }
+    }
+
+    pub(super) fn poll_conn_timeout(&self) -> Option<Time> {
+        let timeout = |conn: &Conn| match conn {
+            Conn::Fresh(conn) => Some(conn.poll_timeout()),
+            Conn::Control(conn) => conn.link.poll_timeout(),
+            Conn::Local(_) => None,
+        };
+        self.conns.values().filter_map(timeout).min()
+    }
+
+    pub(super) fn time_out_conns(&mut self, now: Time) {
+        let due = |conn: &Conn| match conn {
+            Conn::Fresh(conn) => conn.poll_timeout() <= now,
+            Conn::Control(conn) => conn.link.poll_timeout().is_some_and(|at| at <= now),
+            Conn::Local(_) => false,
+        };
+        let tokens: Vec<u64> =
+            self.conns.iter().filter(|(_, conn)| due(conn)).map(|(token, _)| *token).collect();
+        let paused = self.paused;
+        for token in tokens {
+            match self.conns.get_mut(&token) {
+                Some(Conn::Control(conn)) => {
+                    // What we do not read cannot be held against the peer.
+                    if paused {
+                        conn.link.handle_bytes(&[], now);
+                    }
+                    conn.link.handle_timeout(now);
+                    self.handle_link_events(token);
+                }
+                Some(Conn::Fresh(_)) => self.drop_conn(token),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Errors, sorted by what the caller can do.
+
+use std::time::Duration;
+
+use transfer_proto::codec::DecodeError;
+use transfer_proto::desc::DescError;
+use transfer_proto::id::{Incarnation, RegionId};
+use transfer_proto::plan::Explanation;
+use transfer_proto::proto::link::{LinkError, NotifError};
+use transfer_proto::proto::preamble::{PreambleError, VERSION};
+use transfer_proto::proto::xfer::SliceError;
+use transfer_sys::OsError;
+
+/// Result of a call to the engine.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong, with what and where.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    // ---- the caller's to mend
+    /// A field of the configuration does not hold.
+    #[error("configuration: {field} {problem}")]
+    InvalidConfig {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// Text that is no address.
+    #[error("{text:?} is no address; write tcp://HOST:PORT or unix:@NAME")]
+    InvalidAddress {
+        /// The text.
+        text: String,
+    },
+    /// A descriptor list does not fit the memory that it names.
+    #[error("{side} list: {source}")]
+    BadList {
+        /// `local` or `remote`.
+        side: &'static str,
+        /// What does not fit.
+        source: DescError,
+    },
+    /// The two lists of a transfer have different numbers of bytes.
+    #[error("local list selects {local} bytes, remote list {remote}; they must be equal")]
+    LengthMismatch {
+        /// On this side.
+        local: u64,
+        /// On the other.
+        remote: u64,
+    },
+    /// An access outside a region.
+    #[error("{len} bytes at {offset} are outside region {region} of {size} bytes")]
+    OutOfBounds {
+        /// Which region.
+        region: RegionId,
+        /// Where the access begins.
+        offset: usize,
+        /// Its length.
+        len: usize,
+        /// What the region has.
+        size: usize,
+    },
+    /// The region was closed.
+    #[error("region {region} is closed")]
+    RegionClosed {
+        /// Which.
+        region: RegionId,
+    },
+    /// A list that was prepared by another agent, or for another peer.
+    #[error("the {side} list was prepared by another agent")]
+    WrongAgent {
+        /// `local` or `remote`.
+        side: &'static str,
+    },
+    /// A limit of the engine.
+    #[error("{what}: {value} is over the limit of {max}")]
+    TooLarge {
+        /// Of what.
+        what: &'static str,
+        /// How much was asked for.
+        value: u64,
+        /// How much there may be.
+        max: u64,
+    },
+
+    // ---- not to be had here
+    /// The other end speaks another version of the protocol: one of the two must be updated.
+    #[error(
+        "{address} speaks version {theirs} of the protocol, this agent version {ours}; update the older one"
+    )]
+    VersionMismatch {
+        /// Who.
+        address: String,
+        /// Its version.
+        theirs: u8,
+        /// This agent's.
+        ours: u8,
+    },
+    /// The other end broke the protocol, or is no agent at all.
+    #[error("{address}: {source}")]
+    Protocol {
+        /// Who.
+        address: String,
+        /// What it did.
+        source: ProtocolError,
+    },
+    /// Every path to the peer is ruled out.
+    #[error("no path to {peer}: {explanation}")]
+    NoPath {
+        /// Which peer.
+        peer: String,
+        /// What speaks against each.
+        explanation: Explanation,
+    },
+
+    // ---- try again, perhaps elsewhere
+    /// Nobody answers there.
+    #[error("cannot reach {address}: {cause}")]
+    Unreachable {
+        /// Where.
+        address: String,
+        /// Why.
+        cause: String,
+    },
+    /// The peer was lost: it died, restarted, froze or left.
+    #[error("lost {peer} ({incarnation}): {cause}")]
+    PeerLost {
+        /// Its name.
+        peer: String,
+        /// Which life of it.
+        incarnation: Incarnation,
+        /// How it was noticed.
+        cause: LinkError,
+    },
+    /// A slice of a transfer failed.
+    #[error("transfer with {peer} failed at slice {slice}: {source}")]
+    TransferFailed {
+        /// Which peer.
+        peer: String,
+        /// Which slice.
+        slice: u32,
+        /// How.
+        source: SliceError,
+    },
+    /// The transfer's deadline passed. Nothing touches its local buffers any more.
+    #[error("transfer with {peer} did not finish within {} ms", .timeout.as_millis())]
+    Deadline {
+        /// Which peer.
+        peer: String,
+        /// How long it had.
+        timeout: Duration,
+    },
+    /// A wait ended before what it waited for; that goes on.
+    #[error("not finished within {} ms; it goes on", .0.as_millis())]
+    WaitTimedOut(Duration),
+    /// The peer does not take notifications as fast as they come.
+    #[error("notification to {peer}: {source}")]
+    NotNotified {
+        /// Which peer.
+        peer: String,
+        /// Why.
+        source: NotifError,
+    },
+    /// A peer has not let go of a region in time. It must be taken to still touch the memory.
+    #[error("{peer} did not let go of region {region} within {} ms", .waited.as_millis())]
+    RegionBusy {
+        /// Which region.
+        region: RegionId,
+        /// Which peers, or `this agent`.
+        peer: String,
+        /// How long was waited.
+        waited: Duration,
+    },
+
+    // ---- ended from here
+    /// The caller cancelled the transfer. Nothing touches its buffers any more.
+    #[error("cancelled")]
+    Cancelled,
+    /// The agent is gone.
+    #[error("the agent was dropped")]
+    AgentClosed,
+
+    // ---- a fault of this machine
+    /// A system call failed.
+    #[error(transparent)]
+    Os(#[from] OsError),
+}
+
+/// How an agent, or whatever is at the other end, broke the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProtocolError {
+    /// Its first bytes are not those of an agent.
+    #[error(transparent)]
+    Preamble(#[from] PreambleError),
+    /// A message that cannot be decoded.
+    #[error("malformed message: {0}")]
+    Malformed(#[from] DecodeError),
+    /// The link came to an end over it.
+    #[error(transparent)]
+    Link(LinkError),
+    /// It did not accept a further connection.
+    #[error("it refused the {0} connection")]
+    Refused(&'static str),
+}
+
+impl Error {
+    /// Whether the same call may succeed later, or with another peer.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::PeerLost { .. }
+                | Self::TransferFailed { .. }
+                | Self::Deadline { .. }
+                | Self::WaitTimedOut(_)
+                | Self::NotNotified { source: NotifError::Busy { .. }, .. }
+                | Self::RegionBusy { .. }
+        )
+    }
+
+    /// The error of a link that ended before the peer was up.
+    pub(crate) fn from_handshake(address: &str, cause: LinkError) -> Self {
+        let address = address.to_owned();
+        match cause {
+            LinkError::Preamble(PreambleError::Version { theirs }) => {
+                Self::VersionMismatch { address, theirs, ours: VERSION }
+            }
+            LinkError::Preamble(error) => Self::Protocol { address, source: error.into() },
+            LinkError::Malformed(error) => Self::Protocol { address, source: error.into() },
+            LinkError::Unexpected { .. } | LinkError::Farewell { .. } => {
+                Self::Protocol { address, source: ProtocolError::Link(cause) }
+            }
+            other => Self::Unreachable { address, cause: other.to_string() },
+        }
+    }
+
+    pub(crate) fn unreachable(address: &impl ToString, cause: &impl ToString) -> Self {
+        Self::Unreachable { address: address.to_string(), cause: cause.to_string() }
+    }
+}

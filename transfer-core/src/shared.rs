@@ -1,0 +1,230 @@
+//! What all handles of an agent share, and the commands that they send to its driver.
+
+use std::collections::HashMap;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use transfer_proto::id::{Incarnation, RegionId};
+use transfer_proto::plan::Path;
+use transfer_proto::proto::metadata::{AgentMetadata, RegionInfo};
+use transfer_sys::memfd::Mapping;
+use transfer_sys::poll::EventFd;
+
+use crate::address::Address;
+use crate::backend::shm;
+use crate::clock::Clock;
+use crate::config::Checked;
+use crate::error::{Error, Result};
+use crate::event::EventQueue;
+use crate::mem::{Pass, RegionCore, RegionTable, RemoteRegion};
+use crate::peer::{PeerCore, Ways};
+use crate::xfer::{Done, XferCore};
+
+/// A connection of either family.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Local(UnixStream),
+}
+
+/// What the driver says to somebody who connects.
+#[derive(Debug)]
+pub(crate) enum Meeting {
+    /// The peer introduced itself: open the other connections, then [`Command::Opened`].
+    Hello { peer: Arc<PeerCore>, local_name: String, addresses: Vec<String>, token: u64 },
+    /// The peer can be used.
+    Up(Arc<PeerCore>),
+    /// It cannot.
+    Failed(Error),
+}
+
+/// What handles ask of the driver.
+pub(crate) enum Command {
+    /// Introduce this agent on a new connection.
+    Meet { stream: Stream, address: String, reply: Sender<Meeting> },
+    /// The further connections of a peer that was met stand.
+    Opened { peer: Arc<PeerCore>, local: Option<UnixStream>, data: Vec<TcpStream>, ways: Ways },
+    /// Ask the peer for the file of a region.
+    Map { peer: Incarnation, region: RegionId, reply: Sender<Result<OwnedFd>> },
+    /// Send a notification.
+    Notify { peer: Incarnation, bytes: Vec<u8>, reply: Option<Sender<Result<()>>> },
+    /// Run a transfer.
+    Post(Box<Posted>),
+    /// End a transfer.
+    Cancel(Arc<XferCore>),
+    /// Tell the peers of a region.
+    RegionAdded(RegionInfo),
+    /// Tell the peers that a region goes, and say when all have let go of it.
+    RegionClosed { region: Arc<RegionCore>, reply: Option<Sender<()>> },
+    /// End the connection with a peer.
+    Disconnect(Incarnation),
+    /// End everything.
+    Shutdown,
+}
+
+/// A transfer on its way to the driver, with the right to touch its memory.
+pub(crate) struct Posted {
+    pub(crate) core: Arc<XferCore>,
+    pub(crate) passes: Passes,
+    pub(crate) notif: Option<Vec<u8>>,
+}
+
+/// The right to touch the memory on both sides of a transfer.
+#[derive(Debug)]
+pub(crate) struct Passes {
+    local: Pass<RegionCore>,
+    remote: Pass<RemoteRegion>,
+}
+
+impl Passes {
+    fn enter(core: &XferCore) -> Result<Self> {
+        let local = Pass::enter(&core.local.core.regions)
+            .map_err(|region| Error::RegionClosed { region: region.id })?;
+        let peer = &core.remote.core.peer;
+        let remote = Pass::enter(&core.remote.core.regions).map_err(|region| match peer.ensure_up() {
+            Err(lost) => lost,
+            Ok(()) => Error::RegionClosed { region: region.info.id },
+        })?;
+        Ok(Self { local, remote })
+    }
+
+    /// Whether somebody waits for these rights to be given back.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.local.is_awaited() || self.remote.is_awaited()
+    }
+}
+
+/// The heart of an agent.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Checked,
+    pub(crate) clock: Clock,
+    pub(crate) incarnation: Incarnation,
+    /// The incarnation again, at an address that peers may probe; see [`transfer_proto::proto::local`].
+    pub(crate) probe: Box<[u8; 16]>,
+    /// Name of the Unix socket, empty where the configuration leaves local paths out.
+    pub(crate) local_name: String,
+    pub(crate) addresses: Vec<Address>,
+    pub(crate) regions: RegionTable,
+    pub(crate) peers: Mutex<HashMap<Incarnation, Arc<PeerCore>>>,
+    pub(crate) events: EventQueue,
+    pub(crate) commands: Sender<Command>,
+    pub(crate) wake: Arc<EventFd>,
+}
+
+impl Shared {
+    /// What this agent tells of itself.
+    pub(crate) fn metadata(&self) -> AgentMetadata {
+        let mut metadata = AgentMetadata::new(self.config.name.clone(), self.incarnation);
+        metadata.addresses = self.addresses.iter().map(ToString::to_string).collect();
+        metadata.local_name.clone_from(&self.local_name);
+        metadata.app.clone_from(&self.config.app_metadata);
+        metadata.regions = self.regions.infos();
+        metadata
+    }
+
+    pub(crate) fn probe_address(&self) -> u64 {
+        self.probe.as_ptr().addr() as u64
+    }
+
+    /// Gives the driver something to do. Nothing happens when it is gone; whoever waits for an answer sees that.
+    pub(crate) fn send(&self, command: Command) {
+        if self.commands.send(command).is_ok() {
+            self.wake.set();
+        }
+    }
+
+    /// The same, for those who wait.
+    pub(crate) fn ask<T>(&self, timeout: Duration, ask: impl FnOnce(Sender<T>) -> Command) -> Result<T> {
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        self.send(ask(reply));
+        Self::answer(&answer, timeout)
+    }
+
+    pub(crate) fn answer<T>(answer: &Receiver<T>, timeout: Duration) -> Result<T> {
+        answer.recv_timeout(timeout).map_err(|error| match error {
+            RecvTimeoutError::Timeout => Error::WaitTimedOut(timeout),
+            RecvTimeoutError::Disconnected => Error::AgentClosed,
+        })
+    }
+
+    pub(crate) fn notify(&self, peer: Incarnation, bytes: Vec<u8>) -> Result<()> {
+        let timeout = self.config.peer_timeout;
+        self.ask(timeout, |reply| Command::Notify { peer, bytes, reply: Some(reply) })?
+    }
+
+    /// Runs a transfer: here where it is small and needs nobody's help, else in the driver.
+    pub(crate) fn post(&self, core: Arc<XferCore>, notif: Option<Vec<u8>>) -> Result<()> {
+        let peer = Arc::clone(&core.remote.core.peer);
+        peer.ensure_up()?;
+        let passes = Passes::enter(&core)?;
+        if core.remote.path() == Path::Tcp || core.bytes > self.config.inline_bytes_max {
+            self.send(Command::Post(Box::new(Posted { core, passes, notif })));
+            return Ok(());
+        }
+        let moved = shm::move_all(&core);
+        let awaited = passes.is_awaited();
+        drop(passes);
+        if awaited {
+            self.wake.set();
+        }
+        let outcome = match moved {
+            _ if !peer.is_up() => Err(peer.lost_error()),
+            Err(source) => Err(Error::TransferFailed { peer: peer.name.clone(), slice: 0, source }),
+            Ok(bytes) => Ok(self.done(&core, bytes)),
+        };
+        if let Some(bytes) = notif.filter(|_| outcome.is_ok()) {
+            self.send(Command::Notify { peer: peer.incarnation, bytes, reply: None });
+        }
+        core.finish(outcome);
+        Ok(())
+    }
+
+    pub(crate) fn done(&self, core: &XferCore, bytes: u64) -> Done {
+        let elapsed = self.clock.elapsed().saturating_sub(core.started);
+        Done { bytes, path: core.remote.path(), elapsed }
+    }
+
+    /// The mapping of a peer's region, asked for where there is none yet.
+    pub(crate) fn map_region(&self, peer: &PeerCore, region: &RemoteRegion) -> Result<Arc<Mapping>> {
+        if let Some(mapping) = region.mapping() {
+            return Ok(mapping);
+        }
+        let (incarnation, id) = (peer.incarnation, region.info.id);
+        let timeout = self.config.connect_timeout;
+        let file = self.ask(timeout, |reply| Command::Map { peer: incarnation, region: id, reply })??;
+        region.map(&file)
+    }
+
+    /// Deregisters a region and waits until it is left alone.
+    pub(crate) fn close_region(&self, region: &Arc<RegionCore>) -> Result<()> {
+        region.gate().close();
+        self.regions.remove(region.id);
+        let (waited, region) = (self.config.peer_timeout, Arc::clone(region));
+        let id = region.id;
+        match self.ask(waited, |reply| Command::RegionClosed { region, reply: Some(reply) }) {
+            Err(Error::WaitTimedOut(_)) => {
+                Err(Error::RegionBusy { region: id, peer: "a peer or this agent".to_owned(), waited })
+            }
+            // Without a driver nothing runs any more.
+            Err(Error::AgentClosed) | Ok(()) => Ok(()),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Deregisters a region; the driver keeps its memory until it is left alone.
+    pub(crate) fn drop_region(&self, region: &Arc<RegionCore>) {
+        region.gate().close();
+        if self.regions.remove(region.id) {
+            self.send(Command::RegionClosed { region: Arc::clone(region), reply: None });
+        }
+    }
+
+    pub(crate) fn peer(&self, incarnation: Incarnation) -> Option<Arc<PeerCore>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).get(&incarnation).cloned()
+    }
+}

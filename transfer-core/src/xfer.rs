@@ -1,0 +1,285 @@
+//! Transfers, as the application sees them.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use transfer_proto::desc::Selection;
+use transfer_proto::plan::{Path, Side};
+use transfer_proto::proto::control::NOTIF_MAX;
+use transfer_proto::proto::link::NotifError;
+
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::list::{LocalList, RemoteList};
+use crate::peer::Peer;
+use crate::shared::{Command, Shared};
+
+/// Which way the bytes go, seen from the agent that posts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Op {
+    /// From the peer.
+    Read,
+    /// To the peer.
+    Write,
+}
+
+/// A transfer that is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Done {
+    /// Bytes that were moved.
+    pub bytes: u64,
+    /// The path that they took.
+    pub path: Path,
+    /// From posting to the last byte in place.
+    pub elapsed: Duration,
+}
+
+/// A transfer about to be posted: see [`Peer::read`] and [`Peer::write`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing moves before it is posted"]
+pub struct Request {
+    peer: Peer,
+    op: Op,
+    local: LocalList,
+    remote: RemoteList,
+    local_selection: Selection,
+    remote_selection: Selection,
+    notif: Option<Vec<u8>>,
+    timeout: Duration,
+}
+
+impl Request {
+    pub(crate) fn new(peer: Peer, op: Op, local: LocalList, remote: RemoteList) -> Self {
+        let timeout = peer.agent.config.transfer_timeout;
+        let (local_selection, remote_selection) = (Selection::All, Selection::All);
+        Self { peer, op, local, remote, local_selection, remote_selection, notif: None, timeout }
+    }
+
+    /// Moves only these spans of the lists, by index, in this order. Cost: one copy of the indices.
+    pub fn select(mut self, local: &[u32], remote: &[u32]) -> Self {
+        self.local_selection = Selection::Indices(local.into());
+        self.remote_selection = Selection::Indices(remote.into());
+        self
+    }
+
+    /// Sends `bytes` to the peer's application once the data has landed (for a read: here), exactly once, whether
+    /// this side still looks at the transfer or not. At most 64 KiB.
+    pub fn notify(mut self, bytes: &[u8]) -> Self {
+        self.notif = Some(bytes.to_vec());
+        self
+    }
+
+    /// How long it may take, instead of the agent's `transfer_timeout`.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Starts it. Safe from any thread. Within one host, up to `inline_bytes_max` bytes are copied inside the
+    /// call; everything else is handed to the agent's driver, and the call returns at once.
+    ///
+    /// Cost: three allocations; a lock and a syscall for the hand-over.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`], [`Error::BadList`], [`Error::WrongAgent`], [`Error::RegionClosed`],
+    /// [`Error::PeerLost`], [`Error::TooLarge`] for the notification, [`Error::AgentClosed`]. Nothing was moved
+    /// then. What fails later is told by the [`Xfer`].
+    pub fn post(self) -> Result<Xfer> {
+        let bytes = self.check()?;
+        let agent = Arc::clone(&self.peer.agent);
+        let notif = self.notif.unwrap_or_default();
+        let core = Arc::new(XferCore {
+            op: self.op,
+            local: self.local,
+            remote: self.remote,
+            local_selection: self.local_selection,
+            remote_selection: self.remote_selection,
+            bytes,
+            timeout: self.timeout,
+            started: agent.clock.elapsed(),
+            stop: AtomicBool::new(false),
+            id: AtomicU64::new(0),
+            state: Mutex::default(),
+            ended: Condvar::new(),
+        });
+        agent.post(Arc::clone(&core), (!notif.is_empty()).then_some(notif))?;
+        Ok(Xfer { core, agent })
+    }
+
+    fn check(&self) -> Result<u64> {
+        let (local, remote) = (&self.local.core, &self.remote.core);
+        if !std::ptr::eq(local.agent, Arc::as_ptr(&self.peer.agent)) {
+            return Err(Error::WrongAgent { side: "local" });
+        }
+        if !Arc::ptr_eq(&remote.peer, &self.peer.core) {
+            return Err(Error::WrongAgent { side: "remote" });
+        }
+        let check = |list: &transfer_proto::desc::DescList, selection: &Selection, side| match selection {
+            Selection::Indices(indices) => {
+                list.check_selection(indices).map_err(|source| Error::BadList { side, source })
+            }
+            _ => Ok(()),
+        };
+        check(&local.list, &self.local_selection, "local")?;
+        check(&remote.list, &self.remote_selection, "remote")?;
+        let ours = self.local_selection.bytes(&local.list);
+        let theirs = self.remote_selection.bytes(&remote.list);
+        if ours != theirs {
+            return Err(Error::LengthMismatch { local: ours, remote: theirs });
+        }
+        if let Some(len) = self.notif.as_ref().map(Vec::len).filter(|&len| len > NOTIF_MAX) {
+            let (peer, source) = (self.peer.core.name.clone(), NotifError::TooLong { len });
+            return Err(Error::NotNotified { peer, source });
+        }
+        Ok(ours)
+    }
+}
+
+/// A transfer, for everybody inside the agent.
+pub(crate) struct XferCore {
+    pub(crate) op: Op,
+    pub(crate) local: LocalList,
+    pub(crate) remote: RemoteList,
+    local_selection: Selection,
+    remote_selection: Selection,
+    pub(crate) bytes: u64,
+    pub(crate) timeout: Duration,
+    pub(crate) started: Duration,
+    /// Whoever moves bytes for it should leave off at the next slice.
+    pub(crate) stop: AtomicBool,
+    /// Its name in the driver, once it is there.
+    pub(crate) id: AtomicU64,
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    outcome: Option<Result<Done>>,
+    waker: Option<Waker>,
+}
+
+impl XferCore {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Both sides, for the plan.
+    pub(crate) fn sides(&self) -> (Side<'_>, Side<'_>) {
+        let local = Side::new(&self.local.core.list, &self.local_selection);
+        (local, Side::new(&self.remote.core.list, &self.remote_selection))
+    }
+
+    /// The one terminal event. From here on nothing touches the buffers (I1).
+    pub(crate) fn finish(&self, outcome: Result<Done>) {
+        let mut state = self.lock();
+        debug_assert!(state.outcome.is_none(), "a transfer ends once");
+        state.outcome = Some(outcome);
+        let waker = state.waker.take();
+        drop(state);
+        self.ended.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+/// A posted transfer.
+///
+/// Wait for it by [`Xfer::poll`], by [`Xfer::wait`], or as a future on any executor. Dropping it cancels it and
+/// returns when nothing touches its buffers any more; that is at once, unless a slice is just being moved.
+#[must_use = "dropping a transfer cancels it"]
+pub struct Xfer {
+    core: Arc<XferCore>,
+    agent: Arc<Shared>,
+}
+
+impl Xfer {
+    /// How it ended, or `None` while it goes on. Cost: one lock that only its waiters share.
+    #[must_use]
+    pub fn poll(&self) -> Option<Result<Done>> {
+        self.core.lock().outcome.clone()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// [`Error::WaitTimedOut`] while it goes on; otherwise how it failed: [`Error::PeerLost`],
+    /// [`Error::TransferFailed`], [`Error::Deadline`], [`Error::Cancelled`], [`Error::AgentClosed`].
+    pub fn wait(&self, timeout: Duration) -> Result<Done> {
+        let end = clock::end_of_wait(timeout);
+        let mut state = self.core.lock();
+        loop {
+            if let Some(outcome) = &state.outcome {
+                return outcome.clone();
+            }
+            let left = clock::left(end).ok_or(Error::WaitTimedOut(timeout))?;
+            state = self.core.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Asks for its end. It is reached when nothing touches the buffers any more, and is told as
+    /// [`Error::Cancelled`], unless every byte was in place already.
+    pub fn cancel(&self) {
+        self.core.stop.store(true, Ordering::Release);
+        self.agent.send(Command::Cancel(Arc::clone(&self.core)));
+    }
+
+    /// The path it takes.
+    #[must_use]
+    pub fn path(&self) -> Path {
+        self.core.remote.path()
+    }
+}
+
+impl Future for Xfer {
+    type Output = Result<Done>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.core.lock();
+        match &state.outcome {
+            Some(outcome) => Poll::Ready(outcome.clone()),
+            None => {
+                state.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Xfer {
+    fn drop(&mut self) {
+        if Self::poll(self).is_some() {
+            return;
+        }
+        self.cancel();
+        let mut state = self.core.lock();
+        // The driver ends every transfer: at the latest at its deadline, or when the agent is dropped.
+        while state.outcome.is_none() {
+            state = self.core.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl fmt::Debug for Xfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let core = &self.core;
+        f.debug_struct("Xfer")
+            .field("op", &core.op)
+            .field("bytes", &core.bytes)
+            .field("path", &core.remote.path())
+            .field("outcome", &Self::poll(self))
+            .finish_non_exhaustive()
+    }
+}
