@@ -23,7 +23,7 @@ use crate::clock;
 use crate::driver::probe;
 use crate::error::{Error, ProtocolError, Result};
 use crate::peer::{LocalWay, PeerCore, Ways};
-use crate::shared::{Command, Meeting, Shared, Stream};
+use crate::shared::{Command, Meeting, Opened, Shared, Stream};
 
 /// A call to connect.
 pub(crate) struct Dial<'a> {
@@ -46,10 +46,12 @@ pub(crate) fn dial(agent: &Arc<Shared>, address: &Address) -> Result<Arc<PeerCor
             Meeting::Up(peer) => return Ok(peer),
             Meeting::Failed(error) => return Err(error),
             Meeting::Hello { peer, local_name, addresses, token } => {
-                let (local_stream, local) = dial.local(&peer, &local_name, token)?;
-                let data = dial.data(&addresses, token)?;
-                let ways = Ways { local, tcp: !data.is_empty() };
-                agent.send(Command::Opened { peer, local: local_stream, data, ways });
+                // On failure the driver knows whether a connection that the peer opened has taken the place of this
+                // one meanwhile, and answers accordingly.
+                agent.send(match dial.open(&peer, &local_name, &addresses, token) {
+                    Ok(opened) => Command::Opened { peer, opened },
+                    Err(error) => Command::GiveUp { peer, error },
+                });
             }
         }
     }
@@ -85,6 +87,13 @@ impl Dial<'_> {
             }
         }
         Err(last)
+    }
+
+    fn open(&self, peer: &PeerCore, local_name: &str, addresses: &[String], token: u64) -> Result<Opened> {
+        let (local, way) = self.local(peer, local_name, token)?;
+        let data = self.data(addresses, token)?;
+        let ways = Ways { local: way, tcp: !data.is_empty() };
+        Ok(Opened { local, data, ways })
     }
 
     /// The Unix socket, or why there is none.

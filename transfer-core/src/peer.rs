@@ -40,6 +40,8 @@ pub(crate) struct LocalWay {
 pub(crate) struct PeerCore {
     pub(crate) name: String,
     pub(crate) incarnation: Incarnation,
+    /// Under which name the driver keeps it: its incarnation, except for an agent that is its own peer.
+    pub(crate) key: Incarnation,
     app: Arc<[u8]>,
     regions: RwLock<BTreeMap<RegionId, Arc<RemoteRegion>>>,
     pub(crate) ways: OnceLock<Ways>,
@@ -48,11 +50,12 @@ pub(crate) struct PeerCore {
 }
 
 impl PeerCore {
-    pub(crate) fn new(metadata: AgentMetadata) -> Self {
+    pub(crate) fn new(key: Incarnation, metadata: AgentMetadata) -> Self {
         let regions = metadata.regions.into_iter().map(|info| (info.id, Arc::new(RemoteRegion::new(info))));
         Self {
             name: metadata.name,
             incarnation: metadata.incarnation,
+            key,
             app: metadata.app.into(),
             regions: RwLock::new(regions.collect()),
             ways: OnceLock::new(),
@@ -170,17 +173,26 @@ impl Peer {
     }
 
     /// Checks a list against the peer's regions, chooses the path for it and, for shared memory, maps what was not
-    /// mapped yet: only then the call waits for the peer, up to `connect_timeout`. Keep the list and use it again.
+    /// mapped yet. Only for a region that is new here the call waits for the peer, up to `connect_timeout`. Keep the
+    /// list and use it again.
     ///
     /// # Errors
     /// [`Error::BadList`], [`Error::NoPath`], [`Error::PeerLost`], [`Error::Os`] from mapping.
     pub fn prepare(&self, list: &DescList) -> Result<RemoteList> {
         self.core.ensure_up()?;
+        let known =
+            |list: &DescList| list.descs().iter().all(|desc| self.core.region(desc.region()).is_some());
+        if !known(list) {
+            // The application's own channel may be faster than ours in telling of a new region.
+            self.sync()?;
+        }
         list.check(|id| self.core.region(id).map(|region| region.info.len))
             .map_err(|source| Error::BadList { side: "remote", source })?;
-        let bound: Option<Vec<_>> = list.descs().iter().map(|desc| self.core.region(desc.region())).collect();
-        // A region that goes between the two lines above is gone all the same.
-        let bound = bound.ok_or_else(|| self.core.lost_error())?;
+        let bound = list.descs().iter().map(|desc| {
+            let region = desc.region();
+            self.core.region(region).ok_or(Error::RegionClosed { region })
+        });
+        let bound = bound.collect::<Result<Vec<_>>>()?;
         let explanation = choose(&self.core.facts(self.agent.config.paths, &bound));
         let Some(path) = explanation.path else {
             return Err(Error::NoPath { peer: self.core.name.clone(), explanation });
@@ -228,12 +240,27 @@ impl Peer {
             let source = NotifError::TooLong { len: bytes.len() };
             return Err(Error::NotNotified { peer: self.core.name.clone(), source });
         }
-        self.agent.notify(self.core.incarnation, bytes.to_vec())
+        self.agent.notify(self.core.key, bytes.to_vec())
+    }
+
+    /// Returns when the peer's agent has taken in all that was sent to it, and this one all that the peer had sent by
+    /// then: regions it registered before are known, notifications it sent before are among the events. One round
+    /// trip.
+    ///
+    /// # Errors
+    /// [`Error::PeerLost`], [`Error::WaitTimedOut`] after `peer_timeout`.
+    pub fn sync(&self) -> Result<()> {
+        let (peer, timeout) = (self.core.key, self.agent.config.peer_timeout);
+        match self.agent.ask(timeout, |reply| Command::Sync { peer, reply }) {
+            // The driver lets go of the question when the peer is gone.
+            Err(Error::AgentClosed) if !self.core.is_up() => Err(self.core.lost_error()),
+            answer => answer,
+        }
     }
 
     /// Ends the connection. Both sides see the peer as lost.
     pub fn disconnect(&self) {
-        self.agent.send(Command::Disconnect(self.core.incarnation));
+        self.agent.send(Command::Disconnect(self.core.key));
     }
 }
 

@@ -42,12 +42,24 @@ pub(crate) enum Meeting {
     Failed(Error),
 }
 
+/// The further connections to a peer.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) local: Option<UnixStream>,
+    pub(crate) data: Vec<TcpStream>,
+    pub(crate) ways: Ways,
+}
+
 /// What handles ask of the driver.
 pub(crate) enum Command {
     /// Introduce this agent on a new connection.
     Meet { stream: Stream, address: String, reply: Sender<Meeting> },
     /// The further connections of a peer that was met stand.
-    Opened { peer: Arc<PeerCore>, local: Option<UnixStream>, data: Vec<TcpStream>, ways: Ways },
+    Opened { peer: Arc<PeerCore>, opened: Opened },
+    /// They could not be opened.
+    GiveUp { peer: Arc<PeerCore>, error: Error },
+    /// Say when the peer has taken in everything that was sent to it.
+    Sync { peer: Incarnation, reply: Sender<()> },
     /// Ask the peer for the file of a region.
     Map { peer: Incarnation, region: RegionId, reply: Sender<Result<OwnedFd>> },
     /// Send a notification.
@@ -178,7 +190,7 @@ impl Shared {
             Ok(bytes) => Ok(self.done(&core, bytes)),
         };
         if let Some(bytes) = notif.filter(|_| outcome.is_ok()) {
-            self.send(Command::Notify { peer: peer.incarnation, bytes, reply: None });
+            self.send(Command::Notify { peer: peer.key, bytes, reply: None });
         }
         core.finish(outcome);
         Ok(())
@@ -194,9 +206,9 @@ impl Shared {
         if let Some(mapping) = region.mapping() {
             return Ok(mapping);
         }
-        let (incarnation, id) = (peer.incarnation, region.info.id);
+        let (key, id) = (peer.key, region.info.id);
         let timeout = self.config.connect_timeout;
-        let file = self.ask(timeout, |reply| Command::Map { peer: incarnation, region: id, reply })??;
+        let file = self.ask(timeout, |reply| Command::Map { peer: key, region: id, reply })??;
         region.map(&file)
     }
 

@@ -1,5 +1,12 @@
 //! Every shape of list, both ways, over every path, within one process: each byte of both regions is compared.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a test")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test"
+)]
 
 mod support;
 
@@ -228,6 +235,7 @@ fn metadata_travels_as_a_blob_too() {
     assert!(matches!(error, Error::VersionMismatch { theirs: 9, ours: 1, .. }), "{error}");
     drop((peer, region));
     drop(there);
+    while !matches!(here.wait_event(WAIT).expect("the loss in time"), Event::PeerLost { .. }) {}
     let error = here.add_peer(&blob).unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }) && error.is_retryable(), "{error}");
 }

@@ -146,14 +146,12 @@ impl Driver {
         match (greeting, stream) {
             (Greeting::Control, stream) => self.met(token, stream),
             (Greeting::Local { token: secret, probe, incarnation }, Stream::Local(stream)) => {
-                let known = self.peers.get(&incarnation).is_some_and(|peer| peer.secret == secret);
-                if known && let Err(error) = self.welcome_local(token, stream, incarnation, probe) {
+                if let Err(error) = self.welcome_local(token, stream, (secret, probe, incarnation)) {
                     tracing::warn!(%error, peer = %incarnation, "cannot use the local connection");
                 }
             }
             (Greeting::Data(hello), Stream::Tcp(stream)) => {
-                let known = self.peers.get(&hello.incarnation).is_some_and(|peer| peer.secret == hello.token);
-                if known && let Err(error) = self.welcome_data(token, stream, hello) {
+                if let Err(error) = self.welcome_data(token, stream, hello) {
                     tracing::warn!(%error, peer = %hello.incarnation, "cannot use a data connection");
                 }
             }
@@ -165,11 +163,13 @@ impl Driver {
         &mut self,
         token: u64,
         stream: UnixStream,
-        peer: Incarnation,
-        address: u64,
+        (secret, address, incarnation): (u64, u64, Incarnation),
     ) -> OsResult<()> {
+        let Some((peer, entry)) = self.peer_of_secret(secret) else { return Ok(()) };
         let process = Process::open(socket::peer_credentials(stream.as_fd())?.pid)?;
-        let ptrace = probe(&process, address, peer);
+        let ptrace = probe(&process, address, incarnation);
+        entry.local = Some(token);
+        entry.local_way = Some(LocalWay { process, ptrace });
         let welcome = LocalMessage::Welcome {
             incarnation: self.shared.incarnation,
             probe: self.shared.probe_address(),
@@ -177,15 +177,12 @@ impl Driver {
         let answer = [&preamble::encode(Kind::Local)[..], &welcome.encode()[..]].concat();
         super::local::send_plain(&stream, &answer)?;
         self.conns.insert(token, Conn::Local(LocalConn::new(stream, peer)));
-        if let Some(entry) = self.peers.get_mut(&peer) {
-            entry.local = Some(token);
-            entry.local_way = Some(LocalWay { process, ptrace });
-        }
         Ok(())
     }
 
     fn welcome_data(&mut self, token: u64, stream: TcpStream, hello: DataHello) -> Result<()> {
-        let count = self.tcp.count(hello.incarnation) as u64;
+        let Some((peer, _)) = self.peer_of_secret(hello.token) else { return Ok(()) };
+        let count = self.tcp.count(peer) as u64;
         if count >= DATA_CONNS_MAX {
             let (what, value, max) = ("data connections of a peer", count + 1, DATA_CONNS_MAX);
             return Err(Error::TooLarge { what, value, max });
@@ -196,7 +193,7 @@ impl Driver {
         stream.send(&preamble::encode(Kind::Data))?;
         if let Stream::Tcp(stream) = stream {
             // It was watched as a fresh connection; the backend goes on under the same token.
-            self.tcp.adopt(token, stream, hello.incarnation);
+            self.tcp.adopt(token, stream, peer);
         }
         Ok(())
     }

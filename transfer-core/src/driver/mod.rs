@@ -148,7 +148,9 @@ impl Driver {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Meet { stream, address, reply } => self.meet(stream, address, reply),
-                Command::Opened { peer, local, data, ways } => self.opened(&peer, local, data, ways),
+                Command::Opened { peer, opened } => self.opened(&peer, opened),
+                Command::GiveUp { peer, error } => self.give_up(&peer, error),
+                Command::Sync { peer, reply } => self.sync(peer, reply),
                 Command::Map { peer, region, reply } => self.map(peer, region, reply),
                 Command::Notify { peer, bytes, reply } => self.notify(peer, bytes, reply.as_ref()),
                 Command::Post(posted) => self.post(*posted),
@@ -220,7 +222,7 @@ impl Driver {
             _ => Err(peer.lost_error()),
         };
         if let Some(bytes) = notif.filter(|_| result.is_ok()) {
-            self.notify_of_data(peer.incarnation, bytes);
+            self.notify_of_data(peer.key, bytes);
         }
         core.finish(result);
         if awaited {

@@ -1,5 +1,6 @@
 //! Control connections, and the peers behind them.
 
+use std::collections::VecDeque;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -19,7 +20,7 @@ use super::{Conn, Driver, LocalConn};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::peer::{LocalWay, Peer, PeerCore, Ways};
-use crate::shared::{Meeting, Stream};
+use crate::shared::{Meeting, Opened, Stream};
 
 /// A control connection.
 pub(super) struct ControlConn {
@@ -48,6 +49,8 @@ pub(super) struct PeerEntry {
     pub(super) secret: u64,
     /// Who connected to it while it was being met already.
     waiting: Vec<Sender<Meeting>>,
+    /// Who waits for it to have taken in everything.
+    syncing: VecDeque<Sender<()>>,
 }
 
 impl Driver {
@@ -70,8 +73,11 @@ impl Driver {
     fn add_control(&mut self, token: u64, stream: Stream, address: String, reply: Option<Sender<Meeting>>) {
         let (config, now) = (self.shared.config.link(), self.shared.clock.now());
         let secret = crate::agent::random_word();
-        let make = if reply.is_some() { Link::initiator } else { Link::responder };
-        let link = make(config, self.shared.metadata(), secret, now);
+        let link = if reply.is_some() {
+            Link::initiator(config, self.shared.metadata(), secret, now)
+        } else {
+            Link::responder(config, self.shared.incarnation, now)
+        };
         let (writable_watched, readable_watched) = (false, true);
         let conn = ControlConn {
             stream,
@@ -98,14 +104,18 @@ impl Driver {
         self.control(token).map(|conn| &mut conn.link)
     }
 
-    /// All links whose peer is known.
-    pub(super) fn for_each_link(&mut self, mut act: impl FnMut(Incarnation, &mut Link)) {
+    /// All links; each tells only peers that know us.
+    pub(super) fn for_each_link(&mut self, mut act: impl FnMut(Option<Incarnation>, &mut Link)) {
         for conn in self.conns.values_mut() {
             if let Conn::Control(conn) = conn {
-                // A peer that has not introduced itself has our `Hello` already, so it must hear of changes too.
-                act(conn.peer.unwrap_or(Incarnation::from_bytes([0; 16])), &mut conn.link);
+                act(conn.peer, &mut conn.link);
             }
         }
+    }
+
+    /// The peer whose further connections show this word.
+    pub(super) fn peer_of_secret(&mut self, secret: u64) -> Option<(Incarnation, &mut PeerEntry)> {
+        self.peers.iter_mut().find(|(_, entry)| entry.secret == secret).map(|(key, entry)| (*key, entry))
     }
 
     pub(super) fn handle_control(&mut self, token: u64, ready: Ready) {
@@ -143,6 +153,13 @@ impl Driver {
                 }
                 (LinkEvent::RegionDel(id), Some(peer)) => self.release_region(peer, id),
                 (LinkEvent::RegionReleased(id), Some(peer)) => self.region_released(peer, id),
+                (LinkEvent::Synced, Some(peer)) => {
+                    let waiting = self.peers.get_mut(&peer).and_then(|entry| entry.syncing.pop_front());
+                    if let Some(reply) = waiting {
+                        // Who asked may have stopped waiting.
+                        let _told = reply.send(());
+                    }
+                }
                 _ => {}
             }
         }
@@ -155,38 +172,61 @@ impl Driver {
     /// A peer has introduced itself. Two agents that connect to each other at the same time keep one connection:
     /// one that is up, else the one that the agent of the lower incarnation opened. Both sides see it alike.
     fn handle_hello(&mut self, token: u64, metadata: AgentMetadata, theirs: u64) {
+        let Some(role) = self.control(token).map(|conn| conn.link.role()) else { return };
         let incarnation = metadata.incarnation;
-        if let Some(existing) = self.peers.get(&incarnation) {
-            let (other, up) = (existing.control, existing.core.is_up());
-            let role_of = |driver: &mut Self, token| driver.control(token).map(|conn| conn.link.role());
-            let (new_role, old_role) = (role_of(self, token), role_of(self, other));
+        let key = self.key_of(incarnation, role);
+        let existing = self.peers.get(&key).map(|entry| (entry.control, entry.core.is_up()));
+        if let Some((other, up)) = existing {
+            let other_role = self.control(other).map(|conn| conn.link.role());
             let ours_wins = self.shared.incarnation < incarnation;
             let wanted = if ours_wins { Role::Initiator } else { Role::Responder };
-            let keep_old = up || old_role == new_role || old_role == Some(wanted);
-            if keep_old {
-                return self.refuse_duplicate(token, incarnation);
+            if up || other_role == Some(role) || other_role == Some(wanted) {
+                return self.refuse_duplicate(token, key);
             }
-            self.refuse_duplicate(other, incarnation);
+            self.refuse_duplicate(other, key);
         }
-        let core = Arc::new(PeerCore::new(metadata.clone()));
+        self.add_peer(token, key, metadata, theirs);
+    }
+
+    /// Under which name a peer is kept. An agent that is its own peer is two: the one that connects, and the one
+    /// that is connected to.
+    fn key_of(&self, incarnation: Incarnation, role: Role) -> Incarnation {
+        if incarnation == self.shared.incarnation && role == Role::Responder {
+            return Incarnation::from_bytes(incarnation.to_bytes().map(|byte| !byte));
+        }
+        incarnation
+    }
+
+    fn add_peer(&mut self, token: u64, key: Incarnation, metadata: AgentMetadata, theirs: u64) {
+        let me = self.shared.metadata();
         let Some(conn) = self.control(token) else { return };
-        conn.peer = Some(incarnation);
-        let (secret, reply) = (conn.secret, conn.reply.clone());
-        let waiting = self.peers.remove(&incarnation).map(|old| old.waiting).unwrap_or_default();
-        let entry = PeerEntry {
-            core: Arc::clone(&core),
-            control: token,
-            local: None,
-            local_way: None,
-            secret,
-            waiting,
-        };
-        self.peers.insert(incarnation, entry);
+        conn.peer = Some(key);
+        let (control, secret, reply) = (token, conn.secret, conn.reply.clone());
+        if conn.link.role() == Role::Responder {
+            conn.link.introduce(me, secret);
+        }
+        let (local_name, addresses) = (metadata.local_name.clone(), metadata.addresses.clone());
+        let core = Arc::new(PeerCore::new(key, metadata));
+        let replaced = self.peers.remove(&key);
+        let waiting = replaced.map(|old| self.drop_replaced(key, old)).unwrap_or_default();
+        let (local, local_way, syncing) = (None, None, VecDeque::new());
+        let entry =
+            PeerEntry { core: Arc::clone(&core), control, local, local_way, secret, waiting, syncing };
+        self.peers.insert(key, entry);
         if let Some(reply) = reply {
-            let AgentMetadata { local_name, addresses, .. } = metadata;
             // Who connected may have stopped waiting; then the handshake's own deadline ends it.
             let _told = reply.send(Meeting::Hello { peer: core, local_name, addresses, token: theirs });
         }
+    }
+
+    /// Drops what belonged to a connection that gave way to another one. Who waited for it waits on.
+    fn drop_replaced(&mut self, key: Incarnation, old: PeerEntry) -> Vec<Sender<Meeting>> {
+        old.core.set_lost(LinkError::ClosedHere);
+        self.tcp.remove_peer(key);
+        if let Some(local) = old.local {
+            self.drop_conn(local);
+        }
+        old.waiting
     }
 
     /// Ends a connection in favour of another one with the same peer; who waits for it waits for that one.
@@ -217,24 +257,40 @@ impl Driver {
     }
 
     /// The further connections of a peer that we connected to stand.
-    pub(super) fn opened(
-        &mut self,
-        peer: &PeerCore,
-        local: Option<UnixStream>,
-        data: Vec<TcpStream>,
-        ways: Ways,
-    ) {
-        let incarnation = peer.incarnation;
-        if let Err(error) = self.adopt_connections(incarnation, local, data) {
+    pub(super) fn opened(&mut self, peer: &Arc<PeerCore>, opened: Opened) {
+        if !self.is_current(peer) {
+            return;
+        }
+        let key = peer.key;
+        let Opened { local, data, ways } = opened;
+        if let Err(error) = self.adopt_connections(key, local, data) {
             tracing::warn!(%error, peer = peer.name, "cannot use the connections to a peer");
-            return self.farewell(incarnation, Farewell::Closing);
+            return self.farewell(key, Farewell::Closing);
         }
         let _first = peer.ways.set(ways);
-        let Some(token) = self.peers.get(&incarnation).map(|entry| entry.control) else { return };
+        let Some(token) = self.peers.get(&key).map(|entry| entry.control) else { return };
         if let Some(conn) = self.control(token) {
             conn.link.opened();
         }
         self.handle_link_events(token);
+    }
+
+    /// Whether this is what we know of the peer now; another connection may have taken its place.
+    fn is_current(&self, peer: &Arc<PeerCore>) -> bool {
+        self.peers.get(&peer.key).is_some_and(|entry| Arc::ptr_eq(&entry.core, peer))
+    }
+
+    /// The further connections of a peer could not be opened. Unless another connection has taken the place of
+    /// this one, who connected is told.
+    pub(super) fn give_up(&mut self, peer: &Arc<PeerCore>, error: Error) {
+        if !self.is_current(peer) {
+            return;
+        }
+        let token = self.peers.get(&peer.key).map(|entry| entry.control);
+        if let Some(reply) = token.and_then(|token| self.control(token)).and_then(|conn| conn.reply.take()) {
+            let _told = reply.send(Meeting::Failed(error));
+        }
+        self.farewell(peer.key, Farewell::Closing);
     }
 
     fn adopt_connections(
@@ -318,7 +374,7 @@ impl Driver {
             self.drop_conn(local);
         }
         for id in self.xfers.ids() {
-            if self.xfers.get(id).is_some_and(|task| task.core.remote.core.peer.incarnation == peer) {
+            if self.xfers.get(id).is_some_and(|task| task.core.remote.core.peer.key == peer) {
                 self.stop_xfer(id, transfer_proto::proto::xfer::Xfer::peer_lost);
             }
         }
@@ -374,6 +430,15 @@ impl Driver {
             let peer = conn.peer;
             tracing::debug!(%error, %peer, "local connection lost");
             self.connection_lost(peer);
+        }
+    }
+
+    /// Tells when a peer has taken in everything that was sent to it, and we what it had sent by then.
+    pub(super) fn sync(&mut self, peer: Incarnation, reply: Sender<()>) {
+        if self.link_of(peer).is_some_and(Link::sync)
+            && let Some(entry) = self.peers.get_mut(&peer)
+        {
+            entry.syncing.push_back(reply);
         }
     }
 

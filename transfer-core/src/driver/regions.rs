@@ -33,7 +33,10 @@ impl Driver {
         let mut peers = HashSet::new();
         let id = region.id;
         self.for_each_link(|peer, link| {
-            if link.delete_region(id) {
+            // A peer that does not know us yet is not told of the region any more.
+            if link.delete_region(id)
+                && let Some(peer) = peer
+            {
                 peers.insert(peer);
             }
         });

@@ -62,6 +62,10 @@ pub enum Frame {
     RegionReleased(RegionId),
     /// I live.
     Ping,
+    /// Answer when you have taken in what came before.
+    Sync,
+    /// I have.
+    Synced,
     /// I go.
     Bye {
         /// Why.
@@ -79,6 +83,8 @@ const REGION_DEL: u8 = 5;
 const REGION_RELEASED: u8 = 6;
 const PING: u8 = 7;
 const BYE: u8 = 8;
+const SYNC: u8 = 9;
+const SYNCED: u8 = 10;
 
 impl Frame {
     /// Appends the frame with its length.
@@ -103,6 +109,8 @@ impl Frame {
             Self::RegionDel(id) => put_id(out, REGION_DEL, *id),
             Self::RegionReleased(id) => put_id(out, REGION_RELEASED, *id),
             Self::Ping => out.push(PING),
+            Self::Sync => out.push(SYNC),
+            Self::Synced => out.push(SYNCED),
             Self::Bye { farewell, incarnation } => {
                 out.extend_from_slice(&[BYE, farewell.code()]);
                 out.extend_from_slice(&incarnation.to_bytes());
@@ -126,6 +134,8 @@ impl Frame {
             REGION_DEL => Self::RegionDel(RegionId::from_u64(r.u64("region")?)),
             REGION_RELEASED => Self::RegionReleased(RegionId::from_u64(r.u64("region")?)),
             PING => Self::Ping,
+            SYNC => Self::Sync,
+            SYNCED => Self::Synced,
             BYE => {
                 let farewell = match r.u8("farewell")? {
                     0 => Farewell::Closing,
@@ -155,6 +165,8 @@ impl Frame {
             Self::RegionDel(_) => "RegionDel",
             Self::RegionReleased(_) => "RegionReleased",
             Self::Ping => "Ping",
+            Self::Sync => "Sync",
+            Self::Synced => "Synced",
             Self::Bye { .. } => "Bye",
         }
     }
@@ -230,6 +242,8 @@ mod tests {
             Frame::RegionDel(RegionId::new(1, 2)),
             Frame::RegionReleased(RegionId::new(1, 2)),
             Frame::Ping,
+            Frame::Sync,
+            Frame::Synced,
             Frame::Bye { farewell: Farewell::Duplicate, incarnation: Incarnation::from_bytes([3; 16]) },
         ]
     }
@@ -266,7 +280,7 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_never_panics(which in 0_usize..9, at in any::<prop::sample::Index>(), bit in 0_u8..8) {
+        fn a_flipped_bit_never_panics(which in 0_usize..11, at in any::<prop::sample::Index>(), bit in 0_u8..8) {
             let mut bytes = vec![];
             all()[which].encode(&mut bytes);
             let at = at.index(bytes.len());

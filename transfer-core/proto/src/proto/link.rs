@@ -114,6 +114,8 @@ pub enum LinkEvent {
     RegionDel(RegionId),
     /// The peer left one of our regions alone.
     RegionReleased(RegionId),
+    /// The peer has taken in what was sent before [`Link::sync`], and we what it had sent by then.
+    Synced,
     /// The link ended; nothing comes after this.
     Closed(LinkError),
 }
@@ -168,6 +170,7 @@ pub struct Link {
     state: State,
     config: LinkConfig,
     me: Incarnation,
+    introduced: bool,
     preamble: Vec<u8>,
     deframer: Deframer,
     out: Vec<u8>,
@@ -182,16 +185,21 @@ impl Link {
     #[must_use]
     pub fn initiator(config: LinkConfig, me: AgentMetadata, token: u64, now: Time) -> Self {
         let mut link = Self::new(Role::Initiator, State::Preamble, config, me.incarnation, now);
-        link.send(&Frame::Hello { metadata: me, token });
+        link.introduce(me, token);
         link
     }
 
-    /// The side that was connected to and has read the peer's preamble already.
+    /// Says who this agent is. From here on the peer knows its regions, and is told when they change.
+    pub fn introduce(&mut self, me: AgentMetadata, token: u64) {
+        self.introduced = true;
+        self.send(&Frame::Hello { metadata: me, token });
+    }
+
+    /// The side that was connected to and has read the peer's preamble already. It introduces itself, by
+    /// [`Link::introduce`], only after the peer has: then the peer's further connections find it known.
     #[must_use]
-    pub fn responder(config: LinkConfig, me: AgentMetadata, token: u64, now: Time) -> Self {
-        let mut link = Self::new(Role::Responder, State::Hello, config, me.incarnation, now);
-        link.send(&Frame::Hello { metadata: me, token });
-        link
+    pub fn responder(config: LinkConfig, me: Incarnation, now: Time) -> Self {
+        Self::new(Role::Responder, State::Hello, config, me, now)
     }
 
     fn new(role: Role, state: State, config: LinkConfig, me: Incarnation, now: Time) -> Self {
@@ -199,6 +207,7 @@ impl Link {
             role,
             state,
             me,
+            introduced: false,
             preamble: Vec::new(),
             deframer: Deframer::default(),
             out: preamble::encode(Kind::Control).to_vec(),
@@ -268,6 +277,8 @@ impl Link {
             (State::Opening | State::Up, Frame::RegionReleased(id)) => {
                 self.events.push_back(LinkEvent::RegionReleased(id));
             }
+            (State::Opening | State::Up, Frame::Sync) => self.send(&Frame::Synced),
+            (State::Up, Frame::Synced) => self.events.push_back(LinkEvent::Synced),
             (State::Up, Frame::Notif(bytes)) => self.events.push_back(LinkEvent::Notif(bytes)),
             // The responder is up, and may notify, before this side has seen the last of its own connections.
             (State::Opening, Frame::Notif(bytes)) if self.role == Role::Initiator => {
@@ -334,9 +345,15 @@ impl Link {
         self.send_if_known(&Frame::RegionReleased(id));
     }
 
-    /// Our `Hello` is out as soon as the link exists, so that the peer knows our regions until it closes.
+    /// Asks the peer to answer once it has taken in everything that was sent before. Returns whether an answer is
+    /// to be waited for.
+    pub fn sync(&mut self) -> bool {
+        self.state == State::Up && self.send_if_known(&Frame::Sync)
+    }
+
+    /// The peer knows our regions from our `Hello` on, until the link closes.
     fn send_if_known(&mut self, frame: &Frame) -> bool {
-        let known = self.state != State::Closed;
+        let known = self.introduced && self.state != State::Closed;
         if known {
             self.send(frame);
         }
@@ -456,7 +473,7 @@ mod tests {
     impl Pair {
         fn new() -> Self {
             let a = Link::initiator(config(), metadata(1), 11, at(0));
-            Self { a, b: Link::responder(config(), metadata(2), 22, at(0)) }
+            Self { a, b: Link::responder(config(), metadata(2).incarnation, at(0)) }
         }
 
         /// Carries all bytes, in parts of `step`. The responder's owner reads the preamble itself.
@@ -480,8 +497,10 @@ mod tests {
         fn up(step: usize) -> Self {
             let mut pair = Self::new();
             pair.carry(step, at(1));
-            assert!(matches!(pair.a.poll_event(), Some(LinkEvent::Hello { token: 22, .. })));
             assert!(matches!(pair.b.poll_event(), Some(LinkEvent::Hello { token: 11, .. })));
+            pair.b.introduce(metadata(2), 22);
+            pair.carry(step, at(1));
+            assert!(matches!(pair.a.poll_event(), Some(LinkEvent::Hello { token: 22, .. })));
             pair.a.opened();
             pair.carry(step, at(2));
             assert_eq!(
@@ -575,8 +594,10 @@ mod tests {
         pair.carry(1000, at(3));
         assert_eq!(pair.b.poll_event(), Some(LinkEvent::RegionDel(id)));
         pair.b.release_region(id);
+        assert!(pair.a.sync());
         pair.carry(1000, at(3));
         assert_eq!(pair.a.poll_event(), Some(LinkEvent::RegionReleased(id)));
+        assert_eq!(pair.a.poll_event(), Some(LinkEvent::Synced));
         pair.b.disconnected();
         assert!(!pair.b.delete_region(id));
     }
@@ -587,7 +608,7 @@ mod tests {
             parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 0..8), responder: bool
         ) {
             let mut link = if responder {
-                Link::responder(config(), metadata(1), 0, at(0))
+                Link::responder(config(), metadata(1).incarnation, at(0))
             } else {
                 Link::initiator(config(), metadata(1), 0, at(0))
             };

@@ -106,7 +106,7 @@ impl Tcp {
 
 impl Backend for Tcp {
     fn submit(&mut self, slice: Slice) {
-        let peer = slice.core.remote.core.peer.incarnation;
+        let peer = slice.core.remote.core.peer.key;
         let (xfer, number) = (slice.xfer, slice.slice);
         let waiting = |token: &&u64| self.conns.get(token).map_or(usize::MAX, |conn| conn.out.bytes());
         let token = self.by_peer.get(&peer).and_then(|tokens| tokens.iter().min_by_key(waiting)).copied();
@@ -128,7 +128,7 @@ impl Backend for Tcp {
     }
 
     fn abandon(&mut self, core: &Arc<XferCore>, xfer: XferId, now: bool) {
-        let peer = core.remote.core.peer.incarnation;
+        let peer = core.remote.core.peer.key;
         for token in self.by_peer.get(&peer).cloned().unwrap_or_default() {
             let Some(conn) = self.conns.get_mut(&token) else { continue };
             let half_sent = conn.abandon(xfer, &mut self.done);
