@@ -58,13 +58,14 @@ pub(crate) enum PullError {
 }
 
 impl PullError {
-    /// An error of the transfer engine, seen from this hand-off.
-    pub(super) fn transfer(source: &Source, error: transfer_core::Error) -> Self {
-        match error {
-            transfer_core::Error::PeerLost { .. } => {
-                Self::PeerLost { engine: source.engine_id.clone(), reason: error.to_string() }
-            }
-            error => Self::Transfer { request_id: source.request_id.clone(), reason: error.to_string() },
+    /// An error of the transfer engine, seen from this hand-off. Once the peer is gone that is what matters, whatever
+    /// the call failed with that noticed it first.
+    pub(super) fn transfer(peer: &Peer, source: &Source, error: &transfer_core::Error) -> Self {
+        let reason = error.to_string();
+        if matches!(error, transfer_core::Error::PeerLost { .. }) || !peer.is_up() {
+            Self::PeerLost { engine: source.engine_id.clone(), reason }
+        } else {
+            Self::Transfer { request_id: source.request_id.clone(), reason }
         }
     }
 }
@@ -155,7 +156,7 @@ impl KvService {
         ticket: Ticket,
         limit: &Limit,
     ) -> Result<Done, PullError> {
-        let failed = |error| PullError::transfer(&job.source, error);
+        let failed = |error| PullError::transfer(peer, &job.source, &error);
         let ours = &self.settings().description.layout;
         let region = peer.region(REGION_LABEL).ok_or(LayoutError::Unreadable)?;
         let wanted = &job.source.blocks[job.have..job.have + job.blocks.len()];

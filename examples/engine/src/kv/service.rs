@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::sched::BlockId;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::oneshot;
@@ -51,6 +52,9 @@ type PeerSlot = Arc<tokio::sync::Mutex<Option<Peer>>>;
 /// The answer to a claim.
 pub(super) type Answer = Result<Duration, PullError>;
 
+/// Peer and request.
+type ClaimKey = (String, String);
+
 /// The service; a cheap handle.
 #[derive(Clone)]
 pub(crate) struct KvService {
@@ -66,7 +70,8 @@ struct Inner {
     used: Mutex<UsedParams>,
     log: Mutex<PullLog>,
     /// Claims that wait for their answer, by peer and request.
-    claims: Mutex<HashMap<(String, String), oneshot::Sender<Answer>>>,
+    claims: Mutex<HashMap<ClaimKey, (u64, oneshot::Sender<Answer>)>>,
+    next_claim: AtomicU64,
     peers: Mutex<HashMap<String, PeerSlot>>,
 }
 
@@ -92,6 +97,7 @@ impl KvService {
             used: Mutex::default(),
             log: Mutex::default(),
             claims: Mutex::default(),
+            next_claim: AtomicU64::default(),
             peers: Mutex::default(),
         };
         let service = Self { inner: Arc::new(inner) };
@@ -177,7 +183,7 @@ impl KvService {
 
     pub(super) fn release(&self, peer: &Peer, source: &Source, ticket: Ticket) -> Result<(), PullError> {
         let message = Message::Release { id: source.request_id.clone(), ticket };
-        peer.notify(&message.encode()).map_err(|error| PullError::transfer(source, error))
+        peer.notify(&message.encode()).map_err(|error| PullError::transfer(peer, source, &error))
     }
 
     pub(super) fn settings(&self) -> &KvSettings {
@@ -212,11 +218,12 @@ impl KvService {
             let request_id = source.request_id.clone();
             return Err(PullError::Refused { request_id, refusal: Refusal::Used });
         }
-        claims.insert(key.clone(), sender);
+        let number = self.inner.next_claim.fetch_add(1, Relaxed);
+        claims.insert(key.clone(), (number, sender));
         drop(claims);
-        let guard = ClaimGuard { service: self, key, answer };
+        let guard = ClaimGuard { service: self, key, number, answer };
         let message = Message::Claim { id: source.request_id.clone(), ticket };
-        peer.notify(&message.encode()).map_err(|error| PullError::transfer(source, error))?;
+        peer.notify(&message.encode()).map_err(|error| PullError::transfer(peer, source, &error))?;
         Ok(guard)
     }
 
@@ -267,7 +274,7 @@ impl KvService {
     }
 
     fn deliver(&self, peer: String, id: String, answer: Answer) {
-        if let Some(waiting) = lock(&self.inner.claims).remove(&(peer, id)) {
+        if let Some((_, waiting)) = lock(&self.inner.claims).remove(&(peer, id)) {
             // The pull may have given up in the meantime; then nobody wants to know.
             drop(waiting.send(answer));
         }
@@ -277,7 +284,7 @@ impl KvService {
         let mut claims = lock(&self.inner.claims);
         let waiting: Vec<_> = claims.keys().filter(|(peer, _)| peer == name).cloned().collect();
         for key in waiting {
-            if let Some(sender) = claims.remove(&key) {
+            if let Some((_, sender)) = claims.remove(&key) {
                 let error = PullError::PeerLost { engine: name.to_owned(), reason: reason.to_owned() };
                 drop(sender.send(Err(error)));
             }
@@ -316,13 +323,18 @@ impl KvService {
 /// A claim that waits for its answer; dropping it forgets the claim.
 pub(super) struct ClaimGuard<'a> {
     service: &'a KvService,
-    key: (String, String),
+    key: ClaimKey,
+    number: u64,
     pub(super) answer: oneshot::Receiver<Answer>,
 }
 
 impl Drop for ClaimGuard<'_> {
     fn drop(&mut self) {
-        lock(&self.service.inner.claims).remove(&self.key);
+        let mut claims = lock(&self.service.inner.claims);
+        // Once this claim is answered, another one may have taken its place.
+        if claims.get(&self.key).is_some_and(|(number, _)| *number == self.number) {
+            claims.remove(&self.key);
+        }
     }
 }
 
