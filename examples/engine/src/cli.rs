@@ -8,6 +8,7 @@ use crate::worker::LoadFailurePolicy;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use engine_model::{Dtype, ModelSpec, make_model};
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -195,7 +196,8 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // A host process may have set up its own log already.
-    drop(tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    drop(log.with_ansi(std::io::stderr().is_terminal()).try_init());
     let result = match cli.command {
         Command::Serve(args) => run_serve(*args),
         Command::MakeModel(args) => run_make_model(&args),

@@ -99,8 +99,8 @@ impl KvService {
         let error = result.as_ref().err().map(ToString::to_string);
         let blocks = if error.is_none() { job.blocks.len() } else { 0 };
         match &error {
-            None => tracing::info!(job.id, blocks, bytes, seconds, path, "KV blocks have landed"),
-            Some(error) => tracing::warn!(job.id, error, "KV blocks were not pulled"),
+            None => tracing::info!(id = job.id, blocks, bytes, seconds, path, "KV blocks have landed"),
+            Some(error) => tracing::warn!(id = job.id, error, "KV blocks were not pulled"),
         }
         self.settings().metrics.count_pull(blocks, bytes, seconds, error.is_none());
         self.log().push(PullRecord {
