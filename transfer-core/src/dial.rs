@@ -114,7 +114,7 @@ impl Dial<'_> {
         match self.greet_local(&stream, peer.incarnation, token) {
             Ok(way) => Ok((Some(stream), Ok(way))),
             // Another host may use the same name for another agent.
-            Err(error) if matches!(error, Error::Protocol { .. }) => Ok((None, Err(Reason::OtherHost))),
+            Err(Error::Protocol { .. }) => Ok((None, Err(Reason::OtherHost))),
             Err(error) => Err(error),
         }
     }

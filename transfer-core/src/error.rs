@@ -16,6 +16,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong, with what and where.
 #[derive(Clone, Debug, thiserror::Error)]
+#[expect(clippy::error_impl_error, reason = "it is read as transfer_core::Error")]
 #[non_exhaustive]
 pub enum Error {
     // ---- the caller's to mend

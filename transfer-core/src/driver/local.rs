@@ -58,7 +58,7 @@ impl LocalConn {
                 Err(error) => return Err(error),
             };
             self.have.extend_from_slice(&part[..count]);
-            self.file = file.or(self.file.take());
+            self.file = file.or_else(|| self.file.take());
             if let Ok(message) = <[u8; LOCAL_BYTES]>::try_from(self.have.as_slice()) {
                 self.have.clear();
                 let message = LocalMessage::decode(message).map_err(|e| broken(&e.to_string()))?;

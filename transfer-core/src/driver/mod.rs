@@ -121,7 +121,7 @@ impl Driver {
                 tracing::error!(%error, "the driver cannot wait; the agent ends");
                 break;
             }
-            ready.drain(..).collect::<Vec<_>>().into_iter().for_each(|ready| self.handle_ready(ready));
+            ready.drain(..).for_each(|ready| self.handle_ready(ready));
             self.handle_commands();
             self.handle_timeouts();
             self.settle();

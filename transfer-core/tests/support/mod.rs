@@ -1,5 +1,7 @@
 //! What the tests share: patterns that tell every byte apart, lists with gaps, and agents.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 use std::time::Duration;
 
 use transfer_core::{Agent, Config, Desc, DescList, PathSet, Peer, Region};

@@ -53,6 +53,13 @@ impl Desc {
         Self { region, offset, len: page_len, stride, shape: Shape::Pages(pages) }
     }
 
+    /// The same rule in another region, such as the peer's twin of a local one.
+    #[must_use]
+    pub fn in_region(mut self, region: RegionId) -> Self {
+        self.region = region;
+        self
+    }
+
     /// The region that the spans lie in.
     #[must_use]
     pub fn region(&self) -> RegionId {

@@ -67,7 +67,11 @@ impl Tcp {
     fn settle(&mut self, token: u64, result: Result<(), ConnError>) {
         let Some(conn) = self.conns.get_mut(&token) else { return };
         if let Err(error) = result {
-            tracing::warn!(peer = %conn.peer, %error, "data connection lost");
+            match error {
+                // Every peer that leaves closes its connections.
+                ConnError::Closed => tracing::debug!(peer = %conn.peer, "data connection closed"),
+                error => tracing::warn!(peer = %conn.peer, %error, "data connection lost"),
+            }
             self.lost.push(conn.peer);
             self.close(token);
             return;

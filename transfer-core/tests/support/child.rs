@@ -1,0 +1,140 @@
+//! A second process: the test binary runs itself again as one, and talks to it over its standard streams.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use transfer_core::{Address, Agent, Desc, DescList, Event, PathSet, Region};
+
+use crate::support::{WAIT, agent, bytes_of, pattern};
+
+const ROLE: &str = "HEADRACE_TEST_CHILD";
+
+/// The other process, seen from the test. It is killed when this is dropped.
+pub struct Process {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Process {
+    /// Starts it, with an agent that has regions `allocated` and `foreign` of `len` bytes, filled with the patterns
+    /// of 100 and 101.
+    pub fn start(paths: &str, len: usize) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--nocapture"])
+            .env(ROLE, format!("{paths} {len}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self { child, stdin, stdout }
+    }
+
+    /// Says a line and returns the answer.
+    pub fn ask(&mut self, line: &str) -> String {
+        writeln!(self.stdin, "{line}").unwrap();
+        self.stdin.flush().unwrap();
+        loop {
+            let mut answer = String::new();
+            assert!(self.stdout.read_line(&mut answer).unwrap() > 0, "the child ended");
+            // The test harness prints on the same stream.
+            if let Some(answer) = answer.strip_prefix("> ") {
+                return answer.trim_end().to_owned();
+            }
+        }
+    }
+
+    pub fn address(&mut self) -> Address {
+        self.ask("address").parse().unwrap()
+    }
+
+    /// All bytes of one of its regions, as it sees them itself.
+    pub fn dump(&mut self, label: &str) -> Vec<u8> {
+        let hex = self.ask(&format!("dump {label}"));
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have been killed already.
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+pub fn path_set(name: &str) -> PathSet {
+    match name {
+        "shm" => PathSet::SHM,
+        "tcp" => PathSet::TCP,
+        _ => PathSet::ALL,
+    }
+}
+
+/// The whole life of the other process; nothing in a process that was not started as one.
+pub fn main() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let (paths, len) = role.split_once(' ').unwrap();
+    let len = len.parse().unwrap();
+    let agent = agent("child", path_set(paths));
+    let allocated = agent.alloc(len, "allocated").unwrap();
+    allocated.write_at(0, &pattern(100, len)).unwrap();
+    let foreign = agent.adopt(pattern(101, len), "foreign").unwrap();
+    for line in std::io::stdin().lines() {
+        let line = line.unwrap();
+        let words: Vec<&str> = line.split(' ').collect();
+        let answer = answer(&agent, [&allocated, &foreign], &words);
+        println!("> {answer}");
+    }
+}
+
+fn answer(agent: &Agent, [allocated, foreign]: [&Region; 2], words: &[&str]) -> String {
+    let region = |label: &str| if label == "foreign" { foreign } else { allocated };
+    match words {
+        ["address"] => agent.address().unwrap().to_string(),
+        ["dump", label] => bytes_of(region(label)).iter().map(|byte| format!("{byte:02x}")).collect(),
+        ["notif"] => loop {
+            match agent.wait_event(WAIT).expect("a notification in time") {
+                Event::Notif { bytes, .. } => break String::from_utf8(bytes).unwrap(),
+                _ => continue,
+            }
+        },
+        ["hammer", address] => hammer(agent, allocated, address),
+        _ => panic!("unknown command {words:?}"),
+    }
+}
+
+/// Reads the region `target` of the agent at `address` over and over, until this process is killed.
+fn hammer(agent: &Agent, region: &Region, address: &str) -> String {
+    let peer = agent.connect(&address.parse().unwrap()).unwrap();
+    let theirs = peer.region("target").unwrap();
+    let len = theirs.len.min(region.len() as u64);
+    let whole = |id| DescList::from(Desc::contiguous(id, 0, len));
+    let (l, r) = (agent.prepare(&whole(region.id())).unwrap(), peer.prepare(&whole(theirs.id)).unwrap());
+    println!("> hammering");
+    loop {
+        peer.read(&l, &r).notify(b"read").post().unwrap().wait(WAIT).unwrap();
+    }
+}
