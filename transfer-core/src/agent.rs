@@ -56,6 +56,7 @@ impl Drop for DriverHandle {
             // A panic there was told on its own thread.
             let _ended = thread.join();
         }
+        self.shared.events.clear();
     }
 }
 

@@ -75,6 +75,12 @@ impl EventQueue {
         wakers.into_iter().for_each(Waker::wake);
     }
 
+    /// Drops what nobody takes any more; events hold peers, and these the agent.
+    pub(crate) fn clear(&self) {
+        let events = std::mem::take(&mut self.lock().events);
+        drop(events);
+    }
+
     /// Whether the driver must stop reading from peers. If so it will be woken when there is room.
     pub(crate) fn is_full(&self) -> bool {
         let mut state = self.lock();

@@ -78,11 +78,18 @@ pub(crate) enum Command {
     Shutdown,
 }
 
-/// A transfer on its way to the driver, with the right to touch its memory.
+/// A transfer in the driver or on its way there, with the right to touch its memory.
 pub(crate) struct Posted {
     pub(crate) core: Arc<XferCore>,
-    pub(crate) passes: Passes,
+    _passes: Passes,
     pub(crate) notif: Option<Vec<u8>>,
+}
+
+impl Drop for Posted {
+    /// Whoever waits for it learns that the driver is gone, wherever that left it.
+    fn drop(&mut self) {
+        self.core.finish_unless_told(Err(Error::AgentClosed));
+    }
 }
 
 /// The right to touch the memory on both sides of a transfer.
@@ -175,7 +182,7 @@ impl Shared {
         peer.ensure_up()?;
         let passes = Passes::enter(&core)?;
         if core.remote.path() == Path::Tcp || core.bytes > self.config.inline_bytes_max {
-            self.send(Command::Post(Box::new(Posted { core, passes, notif })));
+            self.send(Command::Post(Box::new(Posted { core, _passes: passes, notif })));
             return Ok(());
         }
         let moved = shm::move_all(&core);
@@ -192,7 +199,7 @@ impl Shared {
         if let Some(bytes) = notif.filter(|_| outcome.is_ok()) {
             self.send(Command::Notify { peer: peer.key, bytes, reply: None });
         }
-        core.finish(outcome);
+        core.finish_unless_told(outcome);
         Ok(())
     }
 
@@ -208,8 +215,12 @@ impl Shared {
         }
         let (key, id) = (peer.key, region.info.id);
         let timeout = self.config.connect_timeout;
-        let file = self.ask(timeout, |reply| Command::Map { peer: key, region: id, reply })??;
-        region.map(&file)
+        match self.ask(timeout, |reply| Command::Map { peer: key, region: id, reply }) {
+            Ok(file) => region.map(&file?),
+            // The driver lets go of the question when the peer is gone.
+            Err(Error::AgentClosed) if !peer.is_up() => Err(peer.lost_error()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Deregisters a region and waits until it is left alone.

@@ -177,10 +177,12 @@ impl XferCore {
         (local, Side::new(&self.remote.core.list, &self.remote_selection))
     }
 
-    /// The one terminal event. From here on nothing touches the buffers (I1).
-    pub(crate) fn finish(&self, outcome: Result<Done>) {
+    /// The one terminal event, the first that is told. From here on nothing touches the buffers (I1).
+    pub(crate) fn finish_unless_told(&self, outcome: Result<Done>) {
         let mut state = self.lock();
-        debug_assert!(state.outcome.is_none(), "a transfer ends once");
+        if state.outcome.is_some() {
+            return;
+        }
         state.outcome = Some(outcome);
         let waker = state.waker.take();
         drop(state);

@@ -314,3 +314,25 @@ fn an_address_that_others_reach_needs_the_users_word() {
     open.allow_remote = true;
     Agent::new(open).unwrap();
 }
+
+#[test]
+fn transfers_posted_while_their_agent_is_dropped_all_end() {
+    for _ in 0..20 {
+        let (here, there, peer) = pair(transfer_core::PathSet::TCP);
+        let (mine, theirs) = (here.alloc(1 << 20, "mine").unwrap(), there.alloc(1 << 20, "theirs").unwrap());
+        let local = here.prepare(&whole(mine.id(), 1 << 20)).unwrap();
+        let remote = peer.prepare(&whole(theirs.id(), 1 << 20)).unwrap();
+        let poster = std::thread::spawn(move || {
+            while let Ok(xfer) = peer.read(&local, &remote).post() {
+                match xfer.wait(WAIT) {
+                    Ok(_) => {}
+                    Err(error) => {
+                        return assert!(is_loss(&error) || matches!(error, Error::AgentClosed), "{error}");
+                    }
+                }
+            }
+        });
+        drop(here);
+        poster.join().unwrap();
+    }
+}

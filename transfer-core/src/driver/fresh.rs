@@ -1,8 +1,10 @@
 //! Accepted connections, until they have said what they are for.
 
+use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use transfer_proto::id::Incarnation;
 use transfer_proto::proto::data::{DataHello, HELLO_BYTES};
@@ -12,13 +14,16 @@ use transfer_proto::proto::time::Time;
 use transfer_sys::process::Process;
 use transfer_sys::{OsResult, socket};
 
-use super::{Conn, Driver, LocalConn, probe};
+use super::{Conn, Driver, LISTEN_LOCAL, LISTEN_TCP, LocalConn, probe};
 use crate::error::{Error, Result};
 use crate::peer::LocalWay;
 use crate::shared::Stream;
 
 /// Connections that may be in this state at once; a flood of them ends here.
 const FRESH_MAX: usize = 1024;
+
+/// How long nothing is accepted after that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Data connections that one peer may open; its configuration allows no more either.
 const DATA_CONNS_MAX: u64 = 64;
@@ -84,7 +89,11 @@ impl FreshConn {
 
 impl Driver {
     pub(super) fn accept_tcp(&mut self) {
-        while let Some(Ok((stream, from))) = self.tcp_listener.as_ref().map(std::net::TcpListener::accept) {
+        while let Some(accepted) = self.tcp_listener.as_ref().map(std::net::TcpListener::accept) {
+            let (stream, from) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => return self.accept_failed(&error),
+            };
             if !self.shared.config.allow_remote && !from.ip().is_loopback() {
                 tracing::warn!(%from, "refused: not this host, and allow_remote is off");
                 continue;
@@ -94,10 +103,41 @@ impl Driver {
     }
 
     pub(super) fn accept_local(&mut self) {
-        while let Some(Ok((stream, _))) =
-            self.local_listener.as_ref().map(std::os::unix::net::UnixListener::accept)
+        while let Some(accepted) = self.local_listener.as_ref().map(std::os::unix::net::UnixListener::accept)
         {
-            self.add_fresh(Stream::Local(stream));
+            match accepted {
+                Ok((stream, _)) => self.add_fresh(Stream::Local(stream)),
+                Err(error) => return self.accept_failed(&error),
+            }
+        }
+    }
+
+    /// Nobody waits, or no descriptor is left for who does (accept(2)). A listener that stays ready would spin, so
+    /// it is not watched for a while.
+    fn accept_failed(&mut self, error: &std::io::Error) {
+        if error.kind() == ErrorKind::WouldBlock {
+            return;
+        }
+        tracing::warn!(%error, "cannot accept connections; trying again in {} ms", ACCEPT_PAUSE.as_millis());
+        self.accept_again = Some(self.shared.clock.now() + ACCEPT_PAUSE);
+        self.watch_listeners(false);
+    }
+
+    /// Accepts again after a pause.
+    pub(super) fn resume_accepting(&mut self, now: Time) {
+        if self.accept_again.is_some_and(|at| at <= now) {
+            self.accept_again = None;
+            self.watch_listeners(true);
+        }
+    }
+
+    fn watch_listeners(&self, watched: bool) {
+        let tcp = self.tcp_listener.as_ref().map(|l| (l.as_fd(), LISTEN_TCP));
+        let local = self.local_listener.as_ref().map(|l| (l.as_fd(), LISTEN_LOCAL));
+        for (fd, token) in tcp.into_iter().chain(local) {
+            if let Err(error) = self.epoll.modify(fd, token, watched, false) {
+                tracing::error!(%error, "cannot watch a listener");
+            }
         }
     }
 

@@ -26,6 +26,7 @@ use crossbeam_channel::Receiver;
 use transfer_proto::id::{Incarnation, XferId};
 use transfer_proto::plan::Path;
 use transfer_proto::proto::control::Farewell;
+use transfer_proto::proto::time::Time;
 use transfer_proto::proto::xfer::{Outcome, Xfer};
 use transfer_sys::poll::{Epoll, EventFd, Ready};
 
@@ -69,6 +70,8 @@ pub(crate) struct Driver {
     completions: Vec<Completion>,
     closing: Vec<Closing>,
     releasing: Vec<Releasing>,
+    /// When to accept connections again, after there was no descriptor left for one.
+    accept_again: Option<Time>,
     /// Peers are not read from until the application takes events.
     paused: bool,
     shutdown: bool,
@@ -104,6 +107,7 @@ impl Driver {
             completions: Vec::new(),
             closing: Vec::new(),
             releasing: Vec::new(),
+            accept_again: None,
             paused: false,
             shutdown: false,
             shared,
@@ -208,7 +212,8 @@ impl Driver {
     }
 
     fn finish(&mut self, ended: Ended) {
-        let Ended { core, outcome, notif, awaited } = ended;
+        let Ended { mut posted, outcome } = ended;
+        let core = Arc::clone(&posted.core);
         let peer = Arc::clone(&core.remote.core.peer);
         let name = peer.name.clone();
         let result = match outcome {
@@ -221,13 +226,10 @@ impl Driver {
             }
             _ => Err(peer.lost_error()),
         };
-        if let Some(bytes) = notif.filter(|_| result.is_ok()) {
+        if let Some(bytes) = posted.notif.take().filter(|_| result.is_ok()) {
             self.notify_of_data(peer.key, bytes);
         }
-        core.finish(result);
-        if awaited {
-            self.check_regions();
-        }
+        core.finish_unless_told(result);
     }
 
     /// Brings completions home until nothing moves any more, and drops peers that lost a connection.
@@ -258,6 +260,7 @@ impl Driver {
     fn handle_timeouts(&mut self) {
         let now = self.shared.clock.now();
         self.time_out_conns(now);
+        self.resume_accepting(now);
         let due = |x: &mut Xfers, id| {
             x.get(id).is_some_and(|t| t.state.poll_timeout() <= now && !t.state.is_stopping())
         };
@@ -278,8 +281,8 @@ impl Driver {
         }
     }
 
-    fn next_timeout(&self) -> Option<transfer_proto::proto::time::Time> {
-        [self.xfers.poll_timeout(), self.poll_conn_timeout()].into_iter().flatten().min()
+    fn next_timeout(&self) -> Option<Time> {
+        [self.xfers.poll_timeout(), self.poll_conn_timeout(), self.accept_again].into_iter().flatten().min()
     }
 
     /// The agent was dropped: says goodbye, and ends what is under way once nothing touches it.
@@ -296,11 +299,8 @@ impl Driver {
         // The copying thread ends with its last slice; data connections are touched by this thread only.
         drop(self.shm);
         drop(self.tcp);
-        for id in self.xfers.ids() {
-            if let Some(task) = self.xfers.get(id) {
-                task.core.finish(Err(Error::AgentClosed));
-            }
-        }
+        // What is left in the driver, and in the channel to it, says so as it is dropped.
+        drop(self.xfers);
     }
 
     fn new_token(&mut self) -> u64 {

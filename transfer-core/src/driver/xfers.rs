@@ -9,25 +9,21 @@ use transfer_proto::proto::time::Time;
 use transfer_proto::proto::xfer::{Outcome, Xfer};
 
 use crate::backend::Slice;
-use crate::shared::{Passes, Posted};
+use crate::shared::Posted;
 use crate::xfer::XferCore;
 
 /// A transfer, its state, and the right to touch its memory.
 pub(super) struct Task {
     pub(super) core: Arc<XferCore>,
     pub(super) state: Xfer,
-    passes: Passes,
-    notif: Option<Vec<u8>>,
+    posted: Posted,
     abandoned: bool,
 }
 
 /// What is left of a transfer that has ended.
 pub(super) struct Ended {
-    pub(super) core: Arc<XferCore>,
+    pub(super) posted: Posted,
     pub(super) outcome: Outcome,
-    pub(super) notif: Option<Vec<u8>>,
-    /// Somebody waits for its memory.
-    pub(super) awaited: bool,
 }
 
 /// All of them, by slot and generation, so that a late completion never meets another transfer.
@@ -39,7 +35,7 @@ pub(super) struct Xfers {
 
 impl Xfers {
     pub(super) fn insert(&mut self, posted: Posted, state: Xfer) -> XferId {
-        let Posted { core, passes, notif } = posted;
+        let core = Arc::clone(&posted.core);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push((0, None));
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
@@ -47,7 +43,7 @@ impl Xfers {
         let id = XferId::new(slot, self.slots[slot as usize].0);
         // Zero says "not in the driver yet".
         core.id.store(id.to_u64() + 1, Ordering::Release);
-        self.slots[slot as usize].1 = Some(Task { core, state, passes, notif, abandoned: false });
+        self.slots[slot as usize].1 = Some(Task { core, state, posted, abandoned: false });
         id
     }
 
@@ -76,8 +72,7 @@ impl Xfers {
         slot.0 = slot.0.wrapping_add(1);
         let task = slot.1.take()?;
         self.free.push(id.slot());
-        let awaited = task.passes.is_awaited();
-        Some(Ended { core: task.core, outcome, notif: task.notif, awaited })
+        Some(Ended { posted: task.posted, outcome })
     }
 }
 

@@ -1,6 +1,5 @@
 //! Frames of the control connection: length (u32, of what follows), type (u8), content.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::codec::{DecodeError, Reader, put_blob};
@@ -213,13 +212,6 @@ impl Deframer {
         self.start += HEADER + size;
         Ok(Some(frame))
     }
-}
-
-/// Shortens `text` to at most `max` bytes, at a character.
-#[must_use]
-pub fn clipped(text: &str, max: usize) -> String {
-    let end = (0..=max.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-    String::from(&text[..end])
 }
 
 #[cfg(test)]
