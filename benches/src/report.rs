@@ -1,0 +1,224 @@
+//! A row: its columns for people, its JSON for programs.
+
+use serde::Serialize;
+
+use crate::path::{Op, PathName};
+use crate::shape::{Shape, size};
+
+/// What was measured. `NaN` stands for what was not, and is `null` in JSON.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[expect(clippy::exhaustive_structs, reason = "the columns; the binary fills them in")]
+pub struct Figures {
+    /// Gigabytes (10^9) per second, post to done, one transfer at a time; median of the rounds.
+    pub gbps: f64,
+    /// Post to done, median of all transfers.
+    pub p50_us: f64,
+    /// Post to done, 99th percentile of all transfers.
+    pub p99_us: f64,
+    /// Preparing both lists, for each span.
+    pub prep_ns_per_desc: f64,
+    /// Inside the call that posts, for each span; where the call itself copies, that is in it.
+    pub post_ns_per_desc: f64,
+    /// CPU time of both processes, for each GiB moved.
+    pub cpu_s_per_gib: f64,
+    /// The roof, in GB/s; median of the rounds.
+    pub roof: f64,
+    /// `gbps / roof`, median of the rounds.
+    pub share: f64,
+}
+
+impl Figures {
+    /// Nothing was measured.
+    pub const NONE: Self = Self {
+        gbps: f64::NAN,
+        p50_us: f64::NAN,
+        p99_us: f64::NAN,
+        prep_ns_per_desc: f64::NAN,
+        post_ns_per_desc: f64::NAN,
+        cpu_s_per_gib: f64::NAN,
+        roof: f64::NAN,
+        share: f64::NAN,
+    };
+}
+
+/// A row of the table.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Row {
+    /// Which way.
+    pub path: PathName,
+    /// Which direction.
+    pub op: Op,
+    /// How many spans.
+    pub count: u32,
+    /// How long each, in bytes.
+    pub len: u64,
+    /// What was measured.
+    #[serde(flatten)]
+    pub figures: Figures,
+    /// Whether every byte was right, before and after.
+    pub verified: bool,
+    /// What was wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Row {
+    /// A row whose bytes were right.
+    #[must_use]
+    pub fn verified(path: PathName, op: Op, shape: Shape, figures: Figures) -> Self {
+        Self { path, op, count: shape.count(), len: shape.len(), figures, verified: true, error: None }
+    }
+
+    /// A row that does not count.
+    #[must_use]
+    pub fn failed(path: PathName, op: Op, shape: Shape, error: String) -> Self {
+        let (count, len) = (shape.count(), shape.len());
+        Self { path, op, count, len, figures: Figures::NONE, verified: false, error: Some(error) }
+    }
+
+    /// One JSON object.
+    #[must_use]
+    pub fn json(&self) -> String {
+        // A row has nothing that JSON cannot hold.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// One line of the table.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let f = &self.figures;
+        let start = [self.path.to_string(), self.op.to_string(), self.count.to_string(), size(self.len)];
+        let figures = [
+            f.gbps,
+            f.roof,
+            f.share,
+            f.p50_us,
+            f.p99_us,
+            f.prep_ns_per_desc,
+            f.post_ns_per_desc,
+            f.cpu_s_per_gib,
+        ];
+        let verified = if self.verified { "yes" } else { "NO" };
+        let cells = start.into_iter().chain(figures.map(number)).chain([verified.to_owned()]);
+        let line = line(cells);
+        match &self.error {
+            Some(error) => format!("{line}\n    {error}"),
+            None => line,
+        }
+    }
+}
+
+/// The columns: first and second line of the heading, and the width. The first two are words, so they start left.
+const COLUMNS: [(&str, &str, usize); 13] = [
+    ("", "path", 10),
+    ("", "op", 5),
+    ("", "count", 6),
+    ("", "len", 7),
+    ("", "GB/s", 6),
+    ("roof", "GB/s", 6),
+    ("of", "roof", 5),
+    ("p50", "us", 8),
+    ("p99", "us", 8),
+    ("prep", "ns/desc", 7),
+    ("post", "ns/desc", 8),
+    ("CPU", "s/GiB", 6),
+    ("", "verified", 8),
+];
+const WORDS: usize = 2;
+
+fn line(cells: impl IntoIterator<Item = String>) -> String {
+    let aligned = cells.into_iter().zip(COLUMNS).enumerate().map(|(index, (cell, (_, _, width)))| {
+        if index < WORDS { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+    });
+    aligned.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+}
+
+/// The heading of the table, three lines.
+#[must_use]
+pub fn heading() -> String {
+    let above = line(COLUMNS.map(|(above, _, _)| above.to_owned()));
+    let below = line(COLUMNS.map(|(_, below, _)| below.to_owned()));
+    let rule = line(COLUMNS.map(|(_, _, width)| "─".repeat(width)));
+    [above, below, rule].join("\n")
+}
+
+/// Three digits, or more before the point.
+fn number(value: f64) -> String {
+    match value.abs() {
+        _ if value.is_nan() => "–".to_owned(),
+        size if size >= 99.95 => format!("{value:.0}"),
+        size if size >= 9.995 => format!("{value:.1}"),
+        size if size >= 0.9995 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> Row {
+        let shape = Shape::new(8192, 16 << 10).unwrap();
+        let figures = Figures {
+            gbps: 12.345_6,
+            p50_us: 10_871.9,
+            p99_us: 123_456.7,
+            prep_ns_per_desc: 9.5,
+            post_ns_per_desc: 0.033,
+            cpu_s_per_gib: 0.087_1,
+            roof: 15.0,
+            share: 0.823,
+        };
+        Row::verified(PathName::ProcessVm, Op::Write, shape, figures)
+    }
+
+    #[test]
+    fn lines_stand_under_their_headings_and_fit_a_terminal() {
+        let heading = heading();
+        let width = heading.lines().last().unwrap().chars().count();
+        assert!(width <= 120, "{width}");
+        let line = row().line();
+        assert_eq!(line.chars().count(), width - "verified".len() + 8);
+        assert!(line.starts_with("process-vm  write    8192   16 KiB    12.3    15.0  0.823"), "{line}");
+        assert!(line.ends_with("yes"), "{line}");
+    }
+
+    #[test]
+    fn json_has_the_promised_names_and_plain_numbers() {
+        let json: serde_json::Value = serde_json::from_str(&row().json()).unwrap();
+        let names: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        let promised = "path op count len gbps p50_us p99_us prep_ns_per_desc post_ns_per_desc cpu_s_per_gib roof \
+                        share verified";
+        assert_eq!(names, promised.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(json["path"], "process-vm");
+        assert_eq!(json["op"], "write");
+        assert_eq!(json["len"], 16384);
+        assert_eq!(json["share"], 0.823);
+        assert_eq!(json["verified"], true);
+    }
+
+    #[test]
+    fn a_failed_row_says_so_and_has_no_figures() {
+        let shape = Shape::new(1, 4096).unwrap();
+        let row = Row::failed(PathName::Shm, Op::Read, shape, "byte 7 is wrong".to_owned());
+        assert!(row.line().contains("–") && row.line().contains("NO\n    byte 7 is wrong"), "{}", row.line());
+        let json: serde_json::Value = serde_json::from_str(&row.json()).unwrap();
+        assert!(json["gbps"].is_null() && json["verified"] == false && json["error"] == "byte 7 is wrong");
+    }
+
+    #[test]
+    fn numbers_have_three_digits() {
+        let cases = [
+            (123_456.7, "123457"),
+            (99.96, "100"),
+            (12.34, "12.3"),
+            (9.996, "10.0"),
+            (1.234, "1.23"),
+            (0.012_34, "0.012"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(number(value), text);
+        }
+    }
+}

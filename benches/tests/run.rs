@@ -1,0 +1,184 @@
+//! The binary, as its users run it: real processes, every path and direction.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    missing_docs,
+    reason = "a test"
+)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_transfer-bench");
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn run(args: &[&str]) -> Output {
+    Command::new(BINARY).arg("run").args(args).output().unwrap()
+}
+
+fn rows(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Looks again until there is an answer.
+fn poll<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// State and parent of a process that has not been cleared away.
+fn stat(pid: u32) -> Option<(char, u32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+fn child_of(parent: u32) -> Option<u32> {
+    let pids =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.into_iter().find(|&pid| stat(pid).is_some_and(|(_, its_parent)| its_parent == parent))
+}
+
+fn is_gone(pid: u32) -> bool {
+    // Whoever inherits a dead process may clear it away when it likes.
+    stat(pid).is_none_or(|(state, _)| state == 'Z')
+}
+
+#[test]
+fn every_path_and_direction_is_verified_and_has_all_its_figures() {
+    let output = run(&["--seconds", "0.02", "--len", "4096,100001", "--count", "1,20", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let rows = rows(&output);
+    assert_eq!(rows.len(), 3 * 2 * 4);
+    for row in &rows {
+        assert_eq!(row["verified"], true, "{row}");
+        assert!(row.get("error").is_none(), "{row}");
+        for name in ["gbps", "p50_us", "p99_us", "prep_ns_per_desc", "post_ns_per_desc", "roof", "share"] {
+            assert!(row[name].as_f64().is_some_and(|value| value > 0.0), "{name} of {row}");
+        }
+        assert!(row["cpu_s_per_gib"].is_number(), "{row}");
+        let (p50, p99) = (row["p50_us"].as_f64().unwrap(), row["p99_us"].as_f64().unwrap());
+        assert!(p50 <= p99, "{row}");
+    }
+    for path in ["shm", "process-vm", "tcp"] {
+        for op in ["read", "write"] {
+            for (count, len) in [(1, 4096), (1, 100_001), (20, 4096), (20, 100_001)] {
+                let is_it = |row: &&Value| {
+                    row["path"] == path && row["op"] == op && row["count"] == count && row["len"] == len
+                };
+                assert_eq!(rows.iter().filter(is_it).count(), 1, "{path} {op} {count} {len}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_table_names_the_machine_and_ends_with_a_count() {
+    let output = run(&["--seconds", "0.01", "--path", "shm", "--op", "read", "--len", "4KiB"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in ["cores", "Linux", "roof", "memcpy", "ns/desc", "shm         read"] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+    assert!(text.ends_with("\n1 of 1 rows verified.\n"), "{text}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_said_before_anything_starts() {
+    let output = run(&["--len", "300GiB"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("needs"), "{output:?}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_killed_run_leaves_no_process_behind() {
+    let quiet = Stdio::null;
+    let args = ["run", "--seconds", "60", "--len", "4KiB", "--path", "tcp"];
+    let mut bench = Command::new(BINARY).args(args).stdout(quiet()).stderr(quiet()).spawn().unwrap();
+    let target = poll("a target process starts", || child_of(bench.id()));
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    poll("the target process ends", || is_gone(target).then_some(()));
+}
+
+#[test]
+fn a_finished_run_leaves_no_process_behind() {
+    let args = ["run", "--seconds", "0.2", "--len", "4KiB", "--path", "shm", "--op", "write"];
+    let mut bench = Command::new(BINARY).args(args).stdout(Stdio::null()).spawn().unwrap();
+    let target = poll("a target process starts", || child_of(bench.id()));
+    assert!(bench.wait().unwrap().success());
+    assert!(is_gone(target));
+}
+
+#[test]
+fn a_run_whose_target_is_killed_ends_with_the_reason() {
+    let args = ["run", "--seconds", "60", "--len", "1MiB", "--path", "tcp", "--op", "read"];
+    let (out, err) = (Stdio::piped(), Stdio::piped());
+    let bench = Command::new(BINARY).args(args).stdout(out).stderr(err).spawn().unwrap();
+    let target = poll("a target process starts", || child_of(bench.id()));
+    assert!(Command::new("kill").args(["-KILL", &target.to_string()]).status().unwrap().success());
+    let output = bench.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let told = [output.stdout, output.stderr].concat();
+    assert!(!String::from_utf8_lossy(&told).contains("panicked"), "{}", String::from_utf8_lossy(&told));
+}
+
+/// A target process, spoken to by hand.
+struct Target(Child, BufReader<std::process::ChildStdout>);
+
+impl Target {
+    fn start(bytes: u64) -> Self {
+        let mut command = Command::new(BINARY);
+        command.args(["target", "--bytes", &bytes.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        let mut target = Self(child, lines);
+        let hello = target.line();
+        assert!(hello["agent"].as_str().unwrap().starts_with("tcp://127.0.0.1:"), "{hello}");
+        assert_eq!(hello["region_bytes"], bytes);
+        target
+    }
+
+    fn line(&mut self) -> Value {
+        let mut line = String::new();
+        self.1.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn ask(&mut self, ask: &Value) -> Value {
+        writeln!(self.0.stdin.as_mut().unwrap(), "{ask}").unwrap();
+        self.line()
+    }
+
+    fn check(&mut self, op: &str, remote: u64) -> Value {
+        let patterns = json!({ "local": 1, "remote": remote });
+        self.ask(&json!({ "check": { "shape": [1, 4096], "op": op, "patterns": patterns } }))
+    }
+}
+
+#[test]
+fn the_target_sees_a_write_that_never_came_and_bytes_that_are_not_its_own() {
+    let mut target = Target::start(1 << 20);
+    assert_eq!(target.ask(&json!({ "fill": 2 })), "good");
+    assert_eq!(target.check("read", 2), "good");
+    let missing = target.check("write", 2);
+    assert_eq!((&missing["wrong"]["offset"], &missing["wrong"]["moved"]), (&json!(65536), &json!(true)));
+    assert_eq!(target.check("read", 3)["wrong"]["moved"], false);
+    assert!(target.ask(&json!("nonsense"))["failed"].as_str().unwrap().contains("not understood"));
+    drop(target.0.stdin.take());
+    assert!(target.0.wait().unwrap().success());
+}
