@@ -240,7 +240,10 @@ impl Peer {
             let source = NotifError::TooLong { len: bytes.len() };
             return Err(Error::NotNotified { peer: self.core.name.clone(), source });
         }
-        self.agent.notify(self.core.key, bytes.to_vec())
+        match self.agent.notify(self.core.key, bytes.to_vec()) {
+            Err(Error::NotNotified { source: NotifError::NotUp, .. }) => Err(self.core.lost_error()),
+            told => told,
+        }
     }
 
     /// Returns when the peer's agent has taken in all that was sent to it, and this one all that the peer had sent by

@@ -302,3 +302,21 @@ fn the_path_is_explained() {
     let r = peer.prepare(&whole(theirs.id()));
     assert_eq!(r.unwrap().path(), Path::Tcp);
 }
+
+#[test]
+fn many_threads_that_connect_to_one_peer_at_once_share_it() {
+    for _ in 0..10 {
+        let (here, there) = (agent("here", PathSet::ALL), agent("there", PathSet::ALL));
+        let address = there.address().unwrap();
+        let connecting: Vec<_> = (0..8)
+            .map(|_| {
+                let (here, address) = (here.clone(), address.clone());
+                std::thread::spawn(move || here.connect(&address))
+            })
+            .collect();
+        for peer in connecting {
+            assert!(peer.join().unwrap().unwrap().is_up());
+        }
+        assert_eq!((here.peers().len(), there.peers().len()), (1, 1));
+    }
+}

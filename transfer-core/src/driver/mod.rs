@@ -33,7 +33,7 @@ use transfer_sys::poll::{Epoll, EventFd, Ready};
 use self::fresh::FreshConn;
 use self::local::LocalConn;
 pub(crate) use self::local::probe;
-use self::peers::{ControlConn, PeerEntry};
+use self::peers::{ControlConn, Early, PeerEntry};
 use self::regions::{Closing, Releasing};
 use self::xfers::{Ended, Xfers};
 use crate::backend::shm::Shm;
@@ -64,6 +64,7 @@ pub(crate) struct Driver {
     conns: HashMap<u64, Conn>,
     next_token: u64,
     peers: HashMap<Incarnation, PeerEntry>,
+    early: Vec<Early>,
     shm: Shm,
     tcp: Tcp,
     xfers: Xfers,
@@ -103,6 +104,7 @@ impl Driver {
             conns: HashMap::new(),
             next_token: FIRST_CONN,
             peers: HashMap::new(),
+            early: Vec::new(),
             xfers: Xfers::default(),
             completions: Vec::new(),
             closing: Vec::new(),

@@ -53,6 +53,14 @@ pub(super) struct PeerEntry {
     syncing: VecDeque<Sender<()>>,
 }
 
+/// Somebody who waits for a peer that has not introduced itself on the connection that will stand.
+pub(super) struct Early {
+    peer: Incarnation,
+    reply: Sender<Meeting>,
+    /// Nobody waits for longer.
+    ends: Time,
+}
+
 impl Driver {
     /// Somebody connected us to a peer.
     pub(super) fn meet(&mut self, stream: Stream, address: String, reply: Sender<Meeting>) {
@@ -208,7 +216,8 @@ impl Driver {
         let (local_name, addresses) = (metadata.local_name.clone(), metadata.addresses.clone());
         let core = Arc::new(PeerCore::new(key, metadata));
         let replaced = self.peers.remove(&key);
-        let waiting = replaced.map(|old| self.drop_replaced(key, old)).unwrap_or_default();
+        let mut waiting = replaced.map(|old| self.drop_replaced(key, old)).unwrap_or_default();
+        waiting.extend(self.early.extract_if(.., |early| early.peer == key).map(|early| early.reply));
         let (local, local_way, syncing) = (None, None, VecDeque::new());
         let entry =
             PeerEntry { core: Arc::clone(&core), control, local, local_way, secret, waiting, syncing };
@@ -248,10 +257,10 @@ impl Driver {
                 let _told = reply.send(Meeting::Up(Arc::clone(&entry.core)));
             }
             Some(entry) => entry.waiting.push(reply),
+            // The peer knows of the other connection before we do: its introduction is still on the way.
             None => {
-                let (address, cause) =
-                    (peer.to_string(), "it closed the connection as a duplicate".to_owned());
-                let _told = reply.send(Meeting::Failed(Error::Unreachable { address, cause }));
+                let ends = self.shared.clock.now() + self.shared.config.connect_timeout;
+                self.early.push(Early { peer, reply, ends });
             }
         }
     }
@@ -535,6 +544,7 @@ impl Driver {
         };
         let tokens: Vec<u64> =
             self.conns.iter().filter(|(_, conn)| due(conn)).map(|(token, _)| *token).collect();
+        self.early.retain(|early| early.ends > now);
         let paused = self.paused;
         for token in tokens {
             match self.conns.get_mut(&token) {
