@@ -48,7 +48,7 @@ pub(crate) struct Options {
     pub(crate) json: bool,
 }
 
-/// The paths of `engine-lite serve --kv-paths`.
+/// The paths of `engine-lite serve --paths`.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub(crate) enum Paths {
     /// Shared memory only

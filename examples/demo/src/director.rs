@@ -130,7 +130,7 @@ async fn start(
     let block_size = options.block_size.to_string();
     let common = |model: &str| {
         let args = ["engine-lite", "serve", "--model", model, "--served-model-name", MODEL, "--port", "0"];
-        let more = ["--block-size", &block_size, "--kv-paths", options.paths.name()];
+        let more = ["--block-size", &block_size, "--paths", options.paths.name()];
         args.into_iter().chain(more).map(str::to_owned).collect::<Vec<_>>()
     };
     let engine = async |fleet: &mut Fleet, name, doing, model: &str, more: &[&str]| {

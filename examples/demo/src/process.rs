@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::child;
 
@@ -27,6 +27,8 @@ pub(crate) struct Process {
     name: &'static str,
     log: PathBuf,
     child: Child,
+    /// Its end is the part's end. Not left in `child`, which closes it when it is waited for.
+    lifeline: Option<ChildStdin>,
     /// Kept open, so that the part can write to it at any time.
     stdout: Lines<BufReader<ChildStdout>>,
 }
@@ -51,7 +53,8 @@ impl Process {
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
         let stdout = child.stdout.take().context("a piped stdout is missing")?;
-        Ok(Self { name, log, child, stdout: BufReader::new(stdout).lines() })
+        let lifeline = child.stdin.take();
+        Ok(Self { name, log, child, lifeline, stdout: BufReader::new(stdout).lines() })
     }
 
     /// Its process id, while it runs.
@@ -108,7 +111,7 @@ impl Process {
 
     /// Asks the part to end, which its closed stdin does.
     pub(crate) fn ask_to_end(&mut self) {
-        drop(self.child.stdin.take());
+        drop(self.lifeline.take());
     }
 
     /// Waits for the end that was asked for, and kills the part if it takes too long.

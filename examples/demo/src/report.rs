@@ -97,8 +97,6 @@ impl Row {
     fn cells(&self) -> Vec<String> {
         let moved = self.kv_blocks_moved > 0;
         let some = |text: String| if moved { text } else { "–".to_owned() };
-        let share =
-            100.0 * self.gigabytes_per_second / self.memcpy_gigabytes_per_second.max(f64::MIN_POSITIVE);
         vec![
             self.prompt.to_owned(),
             self.mode.clone(),
@@ -110,7 +108,7 @@ impl Row {
             size(self.kv_bytes_moved),
             some(self.path.clone()),
             some(format!("{:.2}", self.gigabytes_per_second)),
-            some(format!("{share:.0} %")),
+            some(share(self.gigabytes_per_second, self.memcpy_gigabytes_per_second)),
             if self.identical { "yes" } else { "NO" }.to_owned(),
         ]
     }
@@ -196,12 +194,12 @@ impl Report {
         let warm = &self.warm;
         let path = warm.path.as_ref().map(|path| format!(" by {path}")).unwrap_or_default();
         let warm = format!(
-            "{} of weights in {}, of which {} on the way{path}: {:.2} GB/s, {:.0} % of memcpy",
+            "{} of weights in {}, of which {} on the way{path}: {:.2} GB/s, {} of memcpy",
             size(warm.bytes),
             milliseconds(warm.seconds * 1e3),
             milliseconds(warm.transfer_seconds * 1e3),
             warm.gigabytes_per_second,
-            100.0 * warm.gigabytes_per_second / warm.memcpy_gigabytes_per_second.max(f64::MIN_POSITIVE),
+            share(warm.gigabytes_per_second, warm.memcpy_gigabytes_per_second),
         );
         let largest =
             self.rows.iter().max_by_key(|row| row.kv_bytes_moved).filter(|row| row.kv_bytes_moved > 0);
@@ -213,7 +211,7 @@ impl Report {
         let style = if self.is_good() { Style::Good } else { Style::Bad };
         let verdict = format!("{count} of {all} answers have exactly the tokens of the undivided engine");
         format!(
-            "  {} {warm}\n  {} one thread copying as many bytes in memory that is in use{memcpy}\n  {} {}\n",
+            "  {} {warm}\n  {} one thread copying as many bytes over and over, from its cache if they fit{memcpy}\n  {} {}\n",
             name("to warm"),
             name("memcpy"),
             name("identical"),
@@ -229,6 +227,11 @@ fn push_line(out: &mut String, line: &str) {
 
 fn rate(bytes: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { bytes as f64 / 1e9 / seconds } else { 0.0 }
+}
+
+fn share(part: f64, whole: f64) -> String {
+    let percent = 100.0 * part / whole.max(f64::MIN_POSITIVE);
+    if percent < 1.0 { "< 1 %".to_owned() } else { format!("{percent:.0} %") }
 }
 
 fn milliseconds(value: f64) -> String {

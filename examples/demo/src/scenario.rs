@@ -94,7 +94,8 @@ fn of_group(group: Group, story_tokens: usize) -> Vec<Prompt> {
             vec![Prompt::text("long", format!("{story} In the spring"))]
         }
         Group::Prefix => {
-            let document = story(1);
+            // Another beginning than the long prompt's, whose blocks would serve for this one too.
+            let document = format!("A stranger wrote this down. {}", story(1));
             vec![
                 Prompt::text("document", format!("{document} The teacher said that")),
                 Prompt::text("same document", format!("{document} Then the children sent their boats")),

@@ -46,7 +46,7 @@ impl Wrap {
     /// Prints the word, whose first character is the space before it, if there is one.
     fn flush(&mut self, out: &mut String) {
         let len = self.word.chars().count();
-        if self.column + len > self.width && self.column > self.indent {
+        if self.column + len > self.width && self.column > self.indent && !self.word.trim().is_empty() {
             self.break_line(out);
         }
         let word = if self.column == self.indent { self.word.trim_start() } else { &self.word };

@@ -61,9 +61,9 @@ struct ServeArgs {
     /// Let engines of other hosts reach this one. They are not authenticated: use it in a private network only.
     #[arg(long)]
     transfer_allow_remote: bool,
-    /// Paths that KV blocks may take.
+    /// Paths that KV blocks, and weights from and to peers, may take.
     #[arg(long, value_enum, default_value_t)]
-    kv_paths: KvPaths,
+    paths: Paths,
     /// Tokens in a KV block.
     #[arg(long, value_name = "TOKENS", default_value_t = 16)]
     block_size: usize,
@@ -136,7 +136,7 @@ struct MakeModelArgs {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
-enum KvPaths {
+enum Paths {
     /// Shared memory only.
     Shm,
     /// TCP only.
@@ -163,12 +163,12 @@ impl From<DtypeArg> for Dtype {
     }
 }
 
-impl From<KvPaths> for PathSet {
-    fn from(paths: KvPaths) -> Self {
+impl From<Paths> for PathSet {
+    fn from(paths: Paths) -> Self {
         match paths {
-            KvPaths::Shm => Self::SHM,
-            KvPaths::Tcp => Self::TCP,
-            KvPaths::All => Self::ALL,
+            Paths::Shm => Self::SHM,
+            Paths::Tcp => Self::TCP,
+            Paths::All => Self::ALL,
         }
     }
 }
@@ -227,7 +227,7 @@ fn run_serve(args: ServeArgs) -> Result<(), String> {
         port: args.port,
         transfer_listen: args.transfer_listen,
         transfer_allow_remote: args.transfer_allow_remote,
-        kv_paths: args.kv_paths.into(),
+        paths: args.paths.into(),
         block_size: args.block_size,
         kv_blocks: args.kv_blocks,
         kv_cache_bytes: args.kv_cache_mb.saturating_mul(1 << 20),

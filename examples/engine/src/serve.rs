@@ -39,7 +39,7 @@ pub(crate) struct ServeOptions {
     pub(crate) port: u16,
     pub(crate) transfer_listen: SocketAddr,
     pub(crate) transfer_allow_remote: bool,
-    pub(crate) kv_paths: PathSet,
+    pub(crate) paths: PathSet,
     pub(crate) block_size: usize,
     /// `None`: as many as fit into `kv_cache_bytes`.
     pub(crate) kv_blocks: Option<u32>,
@@ -117,6 +117,7 @@ fn load(options: &ServeOptions) -> Result<Loaded, StartError> {
     let weights_server = options.serve_weights.map(|listen| {
         let mut serve = weight_streamer::ServeOptions::new(&options.model);
         serve.listen = listen;
+        serve.paths = options.paths;
         Server::start(&serve)
     });
     let weights_server = weights_server.transpose()?;
@@ -133,9 +134,14 @@ fn pull_weights(options: &ServeOptions) -> Result<Option<WeightsPull>, StartErro
     if options.weights.is_empty() {
         return Ok(None);
     }
-    let report =
-        weight_streamer::pull(&PullOptions::new(options.weights.clone(), &options.model), &mut Quiet)?;
+    let mut pull = PullOptions::new(options.weights.clone(), &options.model);
+    pull.paths = options.paths;
+    let report = weight_streamer::pull(&pull, &mut Quiet)?;
+    let mut paths: Vec<&str> = report.sources.iter().filter_map(|source| source.path.as_deref()).collect();
+    paths.sort_unstable();
+    paths.dedup();
     let pull = WeightsPull {
+        path: paths.join(", "),
         bytes: report.bytes,
         bytes_fetched: report.bytes_fetched,
         transfer_seconds: report.transfer_seconds,
@@ -245,7 +251,7 @@ fn open_agent(options: &ServeOptions, description: &Description) -> Result<(Agen
     let mut config = Config::new(role);
     config.tcp_listen = Some(options.transfer_listen);
     config.allow_remote = options.transfer_allow_remote;
-    config.paths = options.kv_paths;
+    config.paths = options.paths;
     config.app_metadata = description.encode();
     let agent = Agent::new(config)?;
     let region = agent.alloc(description.layout.total_bytes(), REGION_LABEL)?;

@@ -59,8 +59,10 @@ pub(crate) struct Info {
 }
 
 /// The numbers of a warm-up.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct WeightsPull {
+    /// The path that they took; several where sources differ, none where nothing had to move.
+    pub(crate) path: String,
     /// Bytes of the model directory.
     pub(crate) bytes: u64,
     /// Bytes that were not here already.

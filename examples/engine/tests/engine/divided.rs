@@ -17,7 +17,7 @@ struct Trio {
 impl Trio {
     fn start(block_size: usize, path: &'static str) -> Self {
         let size = block_size.to_string();
-        let start = |role| Engine::start(&["--block-size", &size, "--kv-paths", path, "--role", role]);
+        let start = |role| Engine::start(&["--block-size", &size, "--paths", path, "--role", role]);
         Self { whole: start("both"), prefill: start("prefill"), decode: start("decode"), block_size, path }
     }
 

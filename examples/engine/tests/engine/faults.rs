@@ -8,8 +8,8 @@ use engine_model::{ModelSpec, make_model};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-const PREFILL: &[&str] = &["--role", "prefill", "--kv-paths", "tcp"];
-const DECODE: &[&str] = &["--role", "decode", "--kv-paths", "tcp"];
+const PREFILL: &[&str] = &["--role", "prefill", "--paths", "tcp"];
+const DECODE: &[&str] = &["--role", "decode", "--paths", "tcp"];
 
 async fn pull_error(decode: &Engine, body: &Value, params: &Value) -> (u16, String, String) {
     decode.error("/v1/completions", &with_params(body, params)).await
