@@ -167,7 +167,7 @@ class Stream:
 class Answer:
     """What has to be the same in both answers, however they came."""
 
-    prompt: list = None
+    prompt: list = dataclasses.field(default_factory=list)
     tokens: list = dataclasses.field(default_factory=list)
     text: str = ""
     finish: str = None
@@ -176,12 +176,13 @@ class Answer:
         """A whole answer, or one event of it."""
         if "error" in reply:
             raise CheckFailed(f"an error instead of an answer: {reply}")
-        self.prompt = reply.get("prompt_token_ids") or self.prompt
+        # vLLM puts them here for a chat and into the choices for a completion; in a stream, once.
+        self.prompt += reply.get("prompt_token_ids") or []
         for choice in reply["choices"]:
             content = choice.get("message") or choice.get("delta") or {}
             self.text += choice.get("text") or content.get("content") or ""
             self.tokens += choice.get("token_ids") or []
-            self.prompt = choice.get("prompt_token_ids") or self.prompt
+            self.prompt += choice.get("prompt_token_ids") or []
             self.finish = choice["finish_reason"] or self.finish
 
 
@@ -339,16 +340,19 @@ class Check:
         return f"undivided-{self.salts}"
 
     def alone(self, case):
-        """The undivided answer: one engine does it all, from nothing."""
-        return case.ask(self.prefill, cache_salt=self.salt())
+        """The undivided answer: one engine does it all, from nothing. Parameters that make no sense would crash it."""
+        return case.ask(self.prefill, cache_salt=self.salt(), kv_transfer_params=None)
 
     def warm_up(self):
         """The engines' first handshake may take longer than vLLM waits for it; it is not what is tested here."""
         Case("warm-up", {"prompt": "The first words", "max_tokens": 4}).ask(self.router)
         Case("warm-up", {"prompt": "The first words", "max_tokens": 4}).ask(self.prefill)
 
-    def compare(self, name, cases):
-        """Asks for all `cases` at once, divided; then for one after the other, undivided."""
+    def compare(self, name, cases, split=True):
+        """Asks for all `cases` at once, divided; then for one after the other, undivided.
+
+        Without `split` they are of a kind that the hand-off cannot carry, so the decode engine has to do all of it.
+        """
         source = "vllm:prompt_tokens_by_source_total"
         names = {
             "taken": (source, 'source="external_kv_transfer"'), "cached": (source, 'source="local_cache_hit"'),
@@ -362,22 +366,24 @@ class Check:
         def all_counted():
             now = self.decode.samples()
             moved.update({key: now.sum(*which) - before.sum(*which) for key, which in names.items()})
-            return moved["taken"] + moved["cached"] + moved["computed"] >= prompt_tokens and moved["bytes"] > 0
+            return moved["bytes"] > 0 and moved["taken"] + moved["cached"] + moved["computed"] >= prompt_tokens
 
-        settle(all_counted, 15)
+        settle(all_counted, 15 if split else 2)
         undivided = [self.alone(case) for case in cases]
         identical = divided == undivided
         blocks = sum(-(-len(answer.prompt) // BLOCK_TOKENS) for answer in divided)
-        expected = (blocks - moved["cached"] // BLOCK_TOKENS) * self.block_bytes
         # A prompt of one token is always computed, even though its block has come: some token has to be.
-        single = sum(len(answer.prompt) == 1 for answer in divided)
-        carried = moved["bytes"] == expected > 0 and moved["computed"] == single
+        expected = {
+            "bytes": (blocks - moved["cached"] // BLOCK_TOKENS) * self.block_bytes if split else 0,
+            "computed": sum(len(answer.prompt) == 1 for answer in divided) if split else moved["computed"],
+        }
+        carried = all(moved[key] == count for key, count in expected.items()) and (moved["bytes"] > 0) == split
         self.verdict(identical and carried, self.row(
             name, prompt_tokens, sum(len(answer.tokens) for answer in divided), int(moved["bytes"]),
             int(moved["cached"]), "yes" if identical else "NO",
         ))
         if not carried:
-            print(f"    expected {expected:.0f} bytes by NIXL and {single} tokens computed, but: {moved}")
+            print(f"    expected {expected}, but the decode engine counted {moved}")
         if not identical:
             for left, right in zip(divided, undivided):
                 if left != right:
@@ -386,7 +392,8 @@ class Check:
     def compare_all(self):
         tokens = json.loads(self.prefill.good("/tokenize", {"model": MODEL, "prompt": STORY * 60}))["tokens"]
         user = {"role": "user", "content": "Tell me about the mill and the river."}
-        turns = [user, {"role": "assistant", "content": "It grinds."}, {"role": "user", "content": "What does it grind?"}]
+        answered = {"role": "assistant", "content": "It grinds."}
+        turns = [user, answered, {"role": "user", "content": "What does it grind?"}]
         usage = {"include_usage": True}
         seeded = {"temperature": 0.8, "top_p": 0.9, "seed": 7}
         print("\n" + self.row("prompt", "tokens", "answer", "NIXL bytes", "hit at D", "identical"))
@@ -411,6 +418,12 @@ class Check:
             for length in lengths
         ])
 
+        own = {"do_remote_decode": True, "do_remote_prefill": True, "remote_engine_id": "not-an-engine"}
+        self.compare("a client's own parameters", [Case("", {"prompt": "Own. " + STORY, "kv_transfer_params": own})])
+        self.compare("with logprobs", [Case("", {"prompt": "Logs. " + STORY, "logprobs": 1})])
+        self.compare("two samples, kept whole", [Case("", {"prompt": "Two. " + STORY, "n": 2, **seeded})], split=False)
+        self.compare("two prompts, kept whole", [Case("", {"prompt": ["One", "Two"]})], split=False)
+
     def control(self):
         """Decode with the blocks of another prompt of the same length has to go wrong, or the comparison is blind."""
         tokens = json.loads(self.prefill.good("/tokenize", {"model": MODEL, "prompt": STORY * 4}))["tokens"]
@@ -419,7 +432,8 @@ class Check:
         params = json.loads(self.prefill.good("/v1/completions", given))["kv_transfer_params"]
         wrong = mine.ask(self.decode, cache_salt=self.salt(), kv_transfer_params=params)
         differs = wrong.tokens != self.alone(mine).tokens
-        self.verdict(differs, f"control: with the blocks of another prompt the tokens {'differ' if differs else 'are THE SAME'}")
+        outcome = "differ" if differs else "are THE SAME"
+        self.verdict(differs, f"control: with the blocks of another prompt the tokens {outcome}")
 
     # Errors
 
@@ -474,8 +488,9 @@ class Check:
 
         idle = settle(all_idle)
         made = self.decode.samples().sum(generated) - before
-        self.verdict(idle and made < asked, f"client leaves after {seen} of {asked} tokens: decode stopped at {made:.0f}, "
-                                            f"blocks are {'free' if idle else 'HELD'} at both engines")
+        held = "free" if idle else "HELD"
+        line = f"client leaves after {seen} of {asked} tokens: decode stopped at {made:.0f}, blocks are {held} at both"
+        self.verdict(idle and made < asked, line)
 
     def engines_killed(self):
         _, short = self.long_stream("Short. " + STORY, 300)
