@@ -58,9 +58,8 @@ pub(crate) struct WeightsPull {
     pub(crate) transfer_seconds: f64,
     /// The time of everything, from connecting to a complete directory.
     pub(crate) seconds: f64,
-    /// The path they took.
-    #[serde(default)]
-    pub(crate) path: Option<String>,
+    /// The path they took; empty if nothing had to move.
+    pub(crate) path: String,
 }
 
 /// What an engine tells of itself.
@@ -193,17 +192,24 @@ impl Answer {
             bail!("the answer broke off: {error}");
         }
         let mut all = String::new();
-        self.prompt_tokens.extend(reply.prompt_token_ids.unwrap_or_default());
+        self.see_prompt(reply.prompt_token_ids);
         for choice in reply.choices.unwrap_or_default() {
             let said = choice.message.or(choice.delta).and_then(|message| message.content);
             let text = choice.text.or(said).unwrap_or_default();
             self.text.push_str(&text);
             self.tokens.extend(choice.token_ids.unwrap_or_default());
-            self.prompt_tokens.extend(choice.prompt_token_ids.unwrap_or_default());
+            self.see_prompt(choice.prompt_token_ids);
             self.finish_reason = choice.finish_reason.or_else(|| self.finish_reason.take());
             all.push_str(&text);
         }
         Ok(all)
+    }
+
+    /// A chat carries its prompt in one place or in both.
+    fn see_prompt(&mut self, tokens: Option<Vec<u32>>) {
+        if self.prompt_tokens.is_empty() {
+            self.prompt_tokens = tokens.unwrap_or_default();
+        }
     }
 }
 
@@ -263,7 +269,8 @@ mod tests {
         ])
         .unwrap();
         let chat = answer(&[
-            r#"{"prompt_token_ids":[9],"choices":[{"delta":{"role":"assistant","content":"a"},"token_ids":[1]}]}"#,
+            r#"{"prompt_token_ids":[9],"choices":[{"delta":{"role":"assistant","content":"a"},"token_ids":[1],
+                "prompt_token_ids":[9]}]}"#,
             r#"{"choices":[{"delta":{"content":"b"},"token_ids":[2]}]}"#,
             r#"{"choices":[{"delta":{},"token_ids":[],"finish_reason":"length"}]}"#,
         ])

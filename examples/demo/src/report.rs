@@ -34,7 +34,7 @@ pub(crate) struct Warm {
     transfer_seconds: f64,
     gigabytes_per_second: f64,
     memcpy_gigabytes_per_second: f64,
-    path: Option<String>,
+    path: String,
 }
 
 /// Everything.
@@ -192,7 +192,7 @@ impl Report {
     fn notes(&self, screen: &Screen) -> String {
         let name = |name: &str| screen.paint(Style::Bold, &format!("{name:<10}"));
         let warm = &self.warm;
-        let path = warm.path.as_ref().map(|path| format!(" by {path}")).unwrap_or_default();
+        let path = if warm.path.is_empty() { String::new() } else { format!(" by {}", warm.path) };
         let warm = format!(
             "{} of weights in {}, of which {} on the way{path}: {:.2} GB/s, {} of memcpy",
             size(warm.bytes),
@@ -272,7 +272,7 @@ mod tests {
             bytes_fetched: 1 << 20,
             transfer_seconds: 0.001,
             seconds: 0.1,
-            path: Some("shm".to_owned()),
+            path: "shm".to_owned(),
         };
         let answer = Answer { prompt_tokens: vec![1; 9], tokens: vec![2; 4], ..Answer::default() };
         let prompts = prompts(&GROUPS, 100);
