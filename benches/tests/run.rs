@@ -125,16 +125,20 @@ fn a_finished_run_leaves_no_process_behind() {
 }
 
 #[test]
-fn a_run_whose_target_is_killed_ends_with_the_reason() {
-    let args = ["run", "--seconds", "60", "--len", "1MiB", "--path", "tcp", "--op", "read"];
-    let (out, err) = (Stdio::piped(), Stdio::piped());
-    let bench = Command::new(BINARY).args(args).stdout(out).stderr(err).spawn().unwrap();
-    let target = poll("a target process starts", || child_of(bench.id()));
+fn a_killed_target_costs_its_row_and_no_other() {
+    let args = ["run", "--seconds", "0.5", "--len", "1,2,3,4", "--path", "tcp", "--op", "read", "--json"];
+    let mut bench =
+        Command::new(BINARY).args(args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(bench.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let first = lines.next().unwrap();
+    let target = child_of(bench.id()).unwrap();
     assert!(Command::new("kill").args(["-KILL", &target.to_string()]).status().unwrap().success());
-    let output = bench.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let told = [output.stdout, output.stderr].concat();
-    assert!(!String::from_utf8_lossy(&told).contains("panicked"), "{}", String::from_utf8_lossy(&told));
+    let rows: Vec<Value> =
+        [first].into_iter().chain(lines).map(|l| serde_json::from_str(&l).unwrap()).collect();
+    assert_eq!(bench.wait().unwrap().code(), Some(1));
+    let failed: Vec<&Value> = rows.iter().filter(|row| row["verified"] == false).collect();
+    assert_eq!((rows.len(), failed.len()), (4, 1), "{rows:?}");
+    assert!(failed[0]["gbps"].is_null() && failed[0]["error"].is_string(), "{failed:?}");
 }
 
 /// A target process, spoken to by hand.

@@ -7,7 +7,7 @@ use transfer_bench::path::{Op, PathName};
 use transfer_bench::pattern::{Expected, Pattern, Patterns};
 use transfer_bench::report::Row;
 use transfer_bench::shape::{Shape, Side};
-use transfer_core::{Agent, Config, Error, PathSet};
+use transfer_core::{Agent, Error, PathSet};
 
 use crate::measure::{Ends, Transfers};
 use crate::roof::Roof;
@@ -31,7 +31,7 @@ impl Session {
     pub(crate) fn open(path: PathName, region_bytes: u64) -> Result<Self> {
         let foreign = path.is_foreign();
         let (target, hello) = Target::start(region_bytes, foreign)?;
-        let mut config = Config::new("bench-initiator");
+        let mut config = target::config("bench-initiator");
         config.paths = PathSet::from(path.core());
         let agent = Agent::new(config)?;
         let local = target::region(&agent, region_bytes, foreign)?;
@@ -42,6 +42,11 @@ impl Session {
             _ => Roof::copy(region_bytes)?,
         };
         Ok(Self { path, ends: Ends { agent, peer, local, remote }, roof, target, patterns: 0 })
+    }
+
+    /// Whether the target is still there.
+    pub(crate) fn is_up(&self) -> bool {
+        self.ends.peer.is_up()
     }
 
     /// Why the path cannot be taken at all, where that is so.

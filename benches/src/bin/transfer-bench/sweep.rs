@@ -84,6 +84,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<bool> {
         }
         for op in ops {
             for shape in &path.shapes {
+                if !session.is_up() {
+                    // One row that lost its target, and said so, does not cost the others theirs.
+                    drop(session);
+                    session = Session::open(path.path, region_bytes(path))?;
+                }
                 let row = session.row(*shape, *op, seconds);
                 println!("{}", if args.json { row.json() } else { row.line() });
                 rows += 1;

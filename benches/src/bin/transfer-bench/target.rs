@@ -23,6 +23,8 @@ use crate::raw;
 pub(crate) const LABEL: &str = "bench";
 /// How long an answer may take. Filling and comparing go at more than 100 MB/s anywhere.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long an agent may be silent.
+const PEER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long it may take to end once its stdin is closed.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 const END_POLL: Duration = Duration::from_millis(2);
@@ -66,7 +68,7 @@ enum Answer {
 
 /// Serves until stdin ends.
 pub(crate) fn serve(bytes: u64, foreign: bool) -> Result<()> {
-    let agent = Agent::new(Config::new("bench-target"))?;
+    let agent = Agent::new(config("bench-target"))?;
     let region = region(&agent, bytes, foreign)?;
     let address = agent.address().context("the agent has no address")?.to_string();
     say(&Hello { agent: address, raw: raw::listen(bytes)?, region_bytes: bytes })?;
@@ -98,6 +100,14 @@ fn answer(region: &Region, ask: Ask) -> Result<Answer> {
 }
 
 // ---- both sides
+
+/// How both agents are set up: as by default, but a busy machine may hold either process up for seconds without
+/// spoiling the run.
+pub(crate) fn config(name: &str) -> Config {
+    let mut config = Config::new(name);
+    config.peer_timeout = PEER_TIMEOUT;
+    config
+}
 
 /// A region of the kind that the path takes. Its pages are there once it was filled.
 pub(crate) fn region(agent: &Agent, bytes: u64, foreign: bool) -> Result<Region> {
