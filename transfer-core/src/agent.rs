@@ -189,15 +189,16 @@ impl Agent {
 
     // ---- peers
 
-    /// Connects to the agent at `address`, or returns the peer where it is connected already. Blocks up to
-    /// `connect_timeout`.
+    /// Connects to the agent at `address`, or returns the peer where it is connected already. When it returns, both
+    /// sides know each other. Blocks up to `connect_timeout`, and up to `peer_timeout` for a peer that freezes.
     ///
     /// # Errors
     /// [`Error::Unreachable`], [`Error::VersionMismatch`], [`Error::Protocol`], [`Error::PeerLost`] when it goes
     /// in mid-handshake.
     pub fn connect(&self, address: &Address) -> Result<Peer> {
-        let core = dial(&self.shared, address)?;
-        Ok(Peer::new(core, Arc::clone(&self.shared)))
+        let peer = Peer::new(dial(&self.shared, address)?, Arc::clone(&self.shared));
+        peer.sync()?;
+        Ok(peer)
     }
 
     /// Connects to the agent that a blob of [`Agent::metadata`] speaks of. Blocks like [`Agent::connect`].

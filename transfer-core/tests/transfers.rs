@@ -320,3 +320,31 @@ fn many_threads_that_connect_to_one_peer_at_once_share_it() {
         assert_eq!((here.peers().len(), there.peers().len()), (1, 1));
     }
 }
+
+#[test]
+fn two_agents_that_flood_each_other_both_get_through() {
+    const LEN: usize = 3 << 20;
+    const EACH: usize = 120;
+    let (here, there, peer) = pair(PathSet::TCP);
+    let back = there.peers().pop().unwrap();
+    let side = |agent: &Agent, other: &Agent, peer: &Peer, seed| {
+        let (mine, theirs) = (region(agent, true, seed, LEN), region(other, true, seed + 1, LEN));
+        peer.sync().unwrap();
+        // Pieces of 4 KiB, so that every slice has its own list, many at once.
+        let pages = |id| DescList::from(Desc::strided(id, 0, 4096, 8192, 384));
+        let lists = (agent.prepare(&pages(mine.id())).unwrap(), peer.prepare(&pages(theirs.id())).unwrap());
+        (mine, theirs, lists)
+    };
+    let (mine, source, (l, r)) = side(&here, &there, &peer, 10);
+    let (target, origin, (bl, br)) = side(&there, &here, &back, 20);
+    let (before_mine, before_target) = (bytes_of(&mine), bytes_of(&target));
+    let xfers: Vec<_> = (0..EACH)
+        .flat_map(|_| [peer.read(&l, &r).post().unwrap(), back.read(&bl, &br).post().unwrap()])
+        .collect();
+    for xfer in xfers {
+        assert_eq!(xfer.wait(WAIT).unwrap().bytes, 384 * 4096);
+    }
+    let spans: Vec<_> = (0..384).map(|i| (i * 8192, 4096)).collect();
+    assert!(bytes_of(&mine) == expected(&bytes_of(&source), &spans, &before_mine, &spans));
+    assert!(bytes_of(&target) == expected(&bytes_of(&origin), &spans, &before_target, &spans));
+}

@@ -20,6 +20,13 @@ pub(crate) struct Slice {
     pub(crate) core: Arc<XferCore>,
 }
 
+impl Slice {
+    /// The completion of a slice that was not moved.
+    pub(crate) fn failed(&self, error: SliceError) -> Completion {
+        Completion { xfer: self.xfer, slice: self.slice, result: Err(error) }
+    }
+}
+
 /// A slice that nothing touches any more.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Completion {

@@ -63,8 +63,17 @@ impl Process {
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     }
 
+    /// Stops it, and returns when it has stopped: a signal takes its time.
     pub fn freeze(&self) {
         self.signal("-STOP");
+        let stat = format!("/proc/{}/task", self.child.id());
+        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+        };
+        while !std::fs::read_dir(&stat).unwrap().all(stopped) {
+            std::thread::yield_now();
+        }
     }
 
     pub fn thaw(&self) {

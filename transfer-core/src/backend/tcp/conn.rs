@@ -27,9 +27,11 @@ const HEAD_READ: usize = 8 << 10;
 const BUFFER_BYTES: usize = HEADER_BYTES + DESCS_BYTES_MAX as usize;
 /// Bytes taken from one connection before the others get their turn.
 const TURN_BYTES: usize = 4 << 20;
-/// Frames that may wait to be sent before nothing more is read. A peer that keeps to the protocol has at most its
-/// window of requests and our own window under way, far below this; one that does not, waits.
-const UNSENT_FRAMES_MAX: usize = 4096;
+/// Slices of ours that may wait for an answer on one connection.
+const AWAITED_MAX: usize = 64;
+/// Answers that may wait to be sent before nothing more is read. A peer that keeps to its own [`AWAITED_MAX`] never
+/// comes near, so two agents that serve each other cannot both stop reading; one that does not keep to it, waits.
+const ANSWERS_MAX: usize = 4 * AWAITED_MAX;
 
 /// Why a connection cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -108,11 +110,16 @@ impl Conn {
 
     /// Whether enough waits to be sent that no more requests should be taken in.
     pub(super) fn is_congested(&self) -> bool {
-        self.out.len() > UNSENT_FRAMES_MAX
+        self.out.answers() > ANSWERS_MAX
+    }
+
+    /// How many more slices it takes.
+    pub(super) fn room(&self) -> usize {
+        AWAITED_MAX.saturating_sub(self.awaited.len())
     }
 
     /// Puts a slice on the wire.
-    pub(super) fn submit(&mut self, slice: Slice) -> Result<(), SliceError> {
+    pub(super) fn submit(&mut self, slice: Slice) -> Result<(), Completion> {
         let core = &slice.core;
         let remote = &core.remote.core.list;
         let mut descs = DescList::new();
@@ -121,7 +128,8 @@ impl Conn {
             let region = remote.descs()[piece.remote.0 as usize].region();
             descs.push_span(region, piece.remote.1, piece.len, remote.stride(piece.remote.0));
             // Pieces are made from the list, so they lie in it.
-            ranges.push(core.local.core.range(piece).ok_or(SliceError::WrongReply)?);
+            let range = core.local.core.range(piece);
+            ranges.push(range.ok_or_else(|| slice.failed(SliceError::WrongReply))?);
         }
         let (bytes, id) = (slice.bytes, (slice.xfer, slice.slice));
         let keeper = Keeper::Own { _core: Arc::clone(core) };

@@ -8,7 +8,7 @@ mod conn;
 mod send;
 mod serve;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -28,6 +28,8 @@ pub(crate) struct Tcp {
     epoll: Arc<Epoll>,
     conns: HashMap<u64, Conn>,
     by_peer: HashMap<Incarnation, Vec<u64>>,
+    /// Slices for which no connection had room.
+    waiting: VecDeque<Slice>,
     done: Vec<Completion>,
     lost: Vec<Incarnation>,
 }
@@ -35,7 +37,8 @@ pub(crate) struct Tcp {
 impl Tcp {
     pub(crate) fn new(shared: Arc<Shared>, epoll: Arc<Epoll>) -> Self {
         let (conns, by_peer) = (HashMap::new(), HashMap::new());
-        Self { shared, epoll, conns, by_peer, done: Vec::new(), lost: Vec::new() }
+        let (waiting, done, lost) = (VecDeque::new(), Vec::new(), Vec::new());
+        Self { shared, epoll, conns, by_peer, waiting, done, lost }
     }
 
     /// Takes over a connection that does not block, is past its greeting, and is watched for reading.
@@ -105,34 +108,66 @@ impl Tcp {
         for token in self.by_peer.remove(&peer).unwrap_or_default() {
             self.close(token);
         }
+        self.end_waiting(|slice| slice.core.remote.core.peer.key == peer);
+    }
+
+    /// Gives up slices that no connection has taken.
+    fn end_waiting(&mut self, which: impl Fn(&Slice) -> bool) {
+        let (ended, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|slice| which(slice));
+        self.waiting = waiting;
+        let ended: VecDeque<Slice> = ended;
+        self.done.extend(ended.iter().map(|slice| slice.failed(SliceError::RailLost)));
+    }
+
+    /// The connection to a peer that has most room.
+    fn roomiest(&self, peer: Incarnation) -> Option<(u64, usize)> {
+        let room = |token: &u64| self.conns.get(token).map_or(0, Conn::room);
+        let tokens = self.by_peer.get(&peer)?;
+        tokens.iter().map(|token| (*token, room(token))).max_by_key(|(_, room)| *room)
+    }
+
+    /// Puts a slice on a connection, or gives it back where none has room.
+    fn place(&mut self, slice: Slice) -> Option<Slice> {
+        let Some((token, room)) = self.roomiest(slice.core.remote.core.peer.key) else {
+            self.done.push(slice.failed(SliceError::RailLost));
+            return None;
+        };
+        if room == 0 {
+            return Some(slice);
+        }
+        let conn = self.conns.get_mut(&token)?;
+        if let Err(completion) = conn.submit(slice) {
+            self.done.push(completion);
+            return None;
+        }
+        let result = conn.flush();
+        self.settle(token, result);
+        None
     }
 }
 
 impl Backend for Tcp {
     fn submit(&mut self, slice: Slice) {
+        // Those that wait for the same peer go first.
         let peer = slice.core.remote.core.peer.key;
-        let (xfer, number) = (slice.xfer, slice.slice);
-        let waiting = |token: &&u64| self.conns.get(token).map_or(usize::MAX, |conn| conn.out.bytes());
-        let token = self.by_peer.get(&peer).and_then(|tokens| tokens.iter().min_by_key(waiting)).copied();
-        let conn = token.and_then(|token| self.conns.get_mut(&token).map(|conn| (token, conn)));
-        let Some((token, conn)) = conn else {
-            self.done.push(Completion { xfer, slice: number, result: Err(SliceError::RailLost) });
-            return;
-        };
-        if let Err(error) = conn.submit(slice) {
-            self.done.push(Completion { xfer, slice: number, result: Err(error) });
-            return;
+        if self.waiting.iter().any(|waiting| waiting.core.remote.core.peer.key == peer) {
+            self.waiting.push_back(slice);
+        } else if let Some(slice) = self.place(slice) {
+            self.waiting.push_back(slice);
         }
-        let result = conn.flush();
-        self.settle(token, result);
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>) {
+        if !self.waiting.is_empty() {
+            let waiting = std::mem::take(&mut self.waiting);
+            self.waiting = waiting.into_iter().filter_map(|slice| self.place(slice)).collect();
+        }
         completions.append(&mut self.done);
     }
 
     fn abandon(&mut self, core: &Arc<XferCore>, xfer: XferId, now: bool) {
         let peer = core.remote.core.peer.key;
+        self.end_waiting(|slice| slice.xfer == xfer);
         for token in self.by_peer.get(&peer).cloned().unwrap_or_default() {
             let Some(conn) = self.conns.get_mut(&token) else { continue };
             let half_sent = conn.abandon(xfer, &mut self.done);

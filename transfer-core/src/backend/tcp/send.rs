@@ -57,27 +57,23 @@ pub(super) struct SendQueue {
     frames: VecDeque<OutFrame>,
     /// Ranges of one call, kept for the next.
     scratch: Vec<RawRange>,
-    /// Payload bytes that wait.
-    bytes: usize,
+    /// Answers among the frames.
+    answers: usize,
 }
 
 impl SendQueue {
     pub(super) fn push(&mut self, frame: OutFrame) {
-        self.bytes += frame.ranges.iter().map(RawRange::len).sum::<usize>();
+        self.answers += usize::from(frame.slice.is_none());
         self.frames.push_back(frame);
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.frames.len()
+    /// How many answers to the peer wait.
+    pub(super) fn answers(&self) -> usize {
+        self.answers
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.frames.is_empty()
-    }
-
-    /// Bytes that wait, to compare connections.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
     }
 
     /// Sends until the socket takes no more.
@@ -99,7 +95,6 @@ impl SendQueue {
     }
 
     fn sent(&mut self, mut count: usize) {
-        self.bytes -= count;
         while let Some(frame) = self.frames.front_mut() {
             frame.started |= count > 0;
             let left: usize = frame.ranges[frame.at..].iter().map(RawRange::len).sum();
@@ -109,6 +104,7 @@ impl SendQueue {
                 return;
             }
             count -= left;
+            self.answers -= usize::from(frame.slice.is_none());
             self.frames.pop_front();
         }
     }
@@ -122,19 +118,16 @@ impl SendQueue {
     /// and has to be sent to its end.
     pub(super) fn take_back(&mut self, xfer: XferId) -> (Vec<(XferId, u32)>, bool) {
         let (mut slices, mut begun) = (Vec::new(), false);
-        let mut bytes = 0;
         self.frames.retain(|frame| match (frame.slice, &frame.keeper) {
             (Some(slice), Keeper::Own { .. }) if slice.0 == xfer => {
                 begun |= frame.started;
                 if !frame.started {
                     slices.push(slice);
-                    bytes += frame.ranges.iter().map(RawRange::len).sum::<usize>();
                 }
                 frame.started
             }
             _ => true,
         });
-        self.bytes -= bytes;
         (slices, begun)
     }
 }

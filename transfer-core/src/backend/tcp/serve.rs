@@ -8,6 +8,9 @@ use transfer_sys::RawRange;
 
 use crate::mem::{Pass, RegionCore, RegionTable};
 
+/// Spans that one slice may have. Slices of an agent have a quarter of that at most.
+const SPANS_MAX: u64 = 4096;
+
 /// Ranges of our regions, and the right to keep them in place.
 pub(super) struct Served {
     pub(super) ranges: Vec<RawRange>,
@@ -17,6 +20,9 @@ pub(super) struct Served {
 
 /// Checks every span of a peer's list. `wanted` is the payload that came with it.
 pub(super) fn resolve(list: &DescList, regions: &RegionTable, wanted: Option<u64>) -> Result<Served, Status> {
+    if list.count() > SPANS_MAX {
+        return Err(Status::BadSpan);
+    }
     let found: Option<Vec<Arc<RegionCore>>> =
         list.descs().iter().map(|desc| regions.find(desc.region())).collect();
     let found = found.ok_or(Status::BadSpan)?;
@@ -49,7 +55,7 @@ mod tests {
     use transfer_proto::id::RegionId;
 
     use super::*;
-    use crate::mem::adopt;
+    use crate::mem::{adopt, alloc};
 
     #[test]
     fn a_peer_gets_what_lies_in_a_region_and_nothing_else() {
@@ -62,7 +68,9 @@ mod tests {
         assert_eq!(status(Desc::contiguous(id, 0, 101), None), Err(Status::BadSpan));
         assert_eq!(status(Desc::contiguous(id, u64::MAX, 2), None), Err(Status::BadSpan));
         assert_eq!(status(Desc::contiguous(id, 0, 10), Some(11)), Err(Status::BadLength));
-        assert_eq!(status(Desc::strided(id, 0, 100, 0, 1 << 20), None), Err(Status::BadLength));
+        assert_eq!(status(Desc::strided(id, 0, 100, 0, 4097), None), Err(Status::BadSpan));
+        let huge = table.insert(alloc(1 << 20, "huge").unwrap()).unwrap();
+        assert_eq!(status(Desc::strided(huge.id, 0, 1 << 20, 0, 65), None), Err(Status::BadLength));
         let other = RegionId::new(id.slot(), id.generation() + 1);
         assert_eq!(status(Desc::contiguous(other, 0, 1), None), Err(Status::BadSpan));
         region.gate().close();
