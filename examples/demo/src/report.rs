@@ -211,7 +211,7 @@ impl Report {
         let style = if self.is_good() { Style::Good } else { Style::Bad };
         let verdict = format!("{count} of {all} answers have exactly the tokens of the undivided engine");
         format!(
-            "  {} {warm}\n  {} one thread copying as many bytes over and over, from its cache if they fit{memcpy}\n  {} {}\n",
+            "  {} {warm}\n  {} one thread copying as many bytes, from its cache if they fit{memcpy}\n  {} {}\n",
             name("to warm"),
             name("memcpy"),
             name("identical"),
