@@ -1,6 +1,7 @@
 //! The README's code is the code below, so it compiles and does what it says.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test ends by panicking")]
+#![allow(clippy::print_stdout, reason = "the README prints")]
 
 #[rustfmt::skip]
 fn two_agents() -> Result<(), Box<dyn std::error::Error>> {
