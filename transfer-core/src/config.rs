@@ -29,8 +29,10 @@ pub struct Config {
     pub paths: PathSet,
     /// Data connections to each peer. Default 2; each costs a socket on both sides.
     pub tcp_streams: usize,
-    /// Kernel buffer of each data connection, in each direction. Default 4 MiB.
-    pub tcp_buffer_bytes: u32,
+    /// Kernel buffer of each data connection, in each direction. Default `None`: the kernel sizes them to the path,
+    /// up to `net.ipv4.tcp_rmem` and `tcp_wmem`. A number switches that off, and is cut to `net.core.rmem_max` and
+    /// `wmem_max`, which are small by default (tcp(7)).
+    pub tcp_buffer_bytes: Option<u32>,
     /// Transfers within one host of at most so many bytes are copied inside the posting call, which saves the
     /// hand-over to another thread. Default 256 KiB, about 20 µs.
     pub inline_bytes_max: u64,
@@ -62,7 +64,7 @@ impl Config {
             app_metadata: Vec::new(),
             paths: PathSet::ALL,
             tcp_streams: 2,
-            tcp_buffer_bytes: 4 << 20,
+            tcp_buffer_bytes: None,
             inline_bytes_max: 256 << 10,
             slice_bytes_max: 1 << 20,
             slices_in_flight_max: 16,

@@ -171,7 +171,9 @@ impl Dial<'_> {
         let mut stream = TcpStream::connect_timeout(&address, self.left()?).map_err(|e| fail(&e))?;
         stream.set_nodelay(true).map_err(|e| fail(&e))?;
         stream.set_read_timeout(Some(self.left()?)).map_err(|e| fail(&e))?;
-        socket::set_buffers(stream.as_fd(), self.agent.config.tcp_buffer_bytes)?;
+        if let Some(bytes) = self.agent.config.tcp_buffer_bytes {
+            socket::set_buffers(stream.as_fd(), bytes)?;
+        }
         let hello = DataHello::new(self.agent.incarnation, token).encode();
         stream.write_all(&[&preamble::encode(Kind::Data)[..], &hello[..]].concat()).map_err(|e| fail(&e))?;
         // The peer answers with its preamble once it has taken the connection in.

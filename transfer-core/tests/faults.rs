@@ -336,3 +336,22 @@ fn transfers_posted_while_their_agent_is_dropped_all_end() {
         poster.join().unwrap();
     }
 }
+
+#[test]
+fn a_process_that_was_held_up_itself_does_not_blame_its_peers() {
+    let mut s = setup("all", "allocated", Duration::from_secs(60));
+    let mut hammer = Process::start("all", 4096);
+    // The child has the default bound of 5 s; held up for longer, it finds its peer alive.
+    let target = s.here.alloc(4096, "target").unwrap();
+    assert_eq!(hammer.ask(&format!("hammer {}", s.here.address().unwrap())), "hammering");
+    hammer.freeze();
+    let until = Instant::now() + Duration::from_secs(6);
+    while s.here.wait_event(until.saturating_duration_since(Instant::now())).is_some() {}
+    hammer.thaw();
+    for _ in 0..3 {
+        while !matches!(s.here.wait_event(WAIT).expect("it reads on"), Event::Notif { .. }) {}
+    }
+    hammer.kill();
+    s.process.kill();
+    target.close().unwrap();
+}

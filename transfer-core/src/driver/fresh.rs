@@ -227,7 +227,9 @@ impl Driver {
             let (what, value, max) = ("data connections of a peer", count + 1, DATA_CONNS_MAX);
             return Err(Error::TooLarge { what, value, max });
         }
-        socket::set_buffers(stream.as_fd(), self.shared.config.tcp_buffer_bytes)?;
+        if let Some(bytes) = self.shared.config.tcp_buffer_bytes {
+            socket::set_buffers(stream.as_fd(), bytes)?;
+        }
         let mut stream = Stream::Tcp(stream);
         // The buffer of a connection that has just been opened takes so few bytes.
         stream.send(&preamble::encode(Kind::Data))?;

@@ -127,12 +127,25 @@ impl Driver {
                 tracing::error!(%error, "the driver cannot wait; the agent ends");
                 break;
             }
+            if let Some(timeout) = timeout {
+                self.excuse_if_held_up(now + timeout);
+            }
             ready.drain(..).for_each(|ready| self.handle_ready(ready));
             self.handle_commands();
             self.handle_timeouts();
             self.settle();
         }
         self.end();
+    }
+
+    /// A process that was held up itself (stopped, starved, paused with its machine) has not listened, so it cannot
+    /// hold silence against its peers: their time begins anew.
+    fn excuse_if_held_up(&mut self, expected: Time) {
+        let now = self.shared.clock.now();
+        if now > expected + self.shared.config.peer_timeout / 4 {
+            tracing::warn!("this process was held up; peers get new time");
+            self.for_each_link(|_, link| link.handle_bytes(&[], now));
+        }
     }
 
     fn handle_ready(&mut self, ready: Ready) {
