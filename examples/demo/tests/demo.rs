@@ -16,7 +16,8 @@ const END_MAX: Duration = Duration::from_secs(40);
 
 fn demo() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_demo"));
-    command.stdin(Stdio::null());
+    // What a failed or killed demo leaves for its user to read stays with the build.
+    command.stdin(Stdio::null()).env("TMPDIR", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 
