@@ -92,6 +92,27 @@ impl Mapping {
         Ok(Self { addr, len })
     }
 
+    /// Gives every page its memory and its place in the page table now, so that no access faults later: a fault costs
+    /// half a microsecond or more, and one for which there is no memory left ends the process with SIGBUS.
+    ///
+    /// Kernels before 5.14 cannot do it (`MADV_POPULATE_WRITE`, madvise(2)); there the pages come when they are
+    /// touched.
+    ///
+    /// # Errors
+    /// [`OsError`] of madvise, such as ENOMEM.
+    pub fn populate(&self) -> OsResult<()> {
+        if self.len == 0 {
+            return Ok(());
+        }
+        // SAFETY: the range is this mapping; the call changes no byte of it.
+        let rc = unsafe { libc::madvise(self.addr.as_ptr().cast(), self.len, libc::MADV_POPULATE_WRITE) };
+        if rc == 0 {
+            return Ok(());
+        }
+        let error = OsError::last("madvise", format!("MADV_POPULATE_WRITE of {} bytes", self.len));
+        if error.errno == libc::EINVAL { Ok(()) } else { Err(error) }
+    }
+
     /// The mapped bytes. Valid while `self` lives.
     #[must_use]
     pub fn range(&self) -> RawRange {

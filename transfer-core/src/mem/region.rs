@@ -90,6 +90,7 @@ impl RegionCore {
 pub(crate) fn alloc(len: usize, label: &str) -> Result<impl FnOnce(RegionId) -> RegionCore> {
     let file = memfd::create(label, len)?;
     let mapping = Mapping::of(&file, len)?;
+    mapping.populate()?;
     Ok(named(Memory::Allocated { mapping, file }, label))
 }
 

@@ -44,7 +44,10 @@ impl RemoteRegion {
             value: self.info.len,
             max: usize::MAX as u64,
         })?;
-        let mapping = Arc::new(Mapping::of(file, len)?);
+        let mapping = Mapping::of(file, len)?;
+        // Its owner has given it its memory; this fills our page table.
+        mapping.populate()?;
+        let mapping = Arc::new(mapping);
         let mut slot = self.mapping.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Arc::clone(slot.get_or_insert(mapping)))
     }
