@@ -69,17 +69,15 @@ pub(crate) async fn bind(settings: EventSettings) -> Result<(EventSink, EventEnd
         Some(address) => {
             let mut router = RouterSocket::new();
             let bound = router.bind(&wildcard(address)).await.map_err(failed(address))?;
-            tokio::spawn(replay(router, Arc::clone(&ring)));
+            let topic = Bytes::from(settings.topic.clone());
+            tokio::spawn(replay(router, topic, Arc::clone(&ring)));
             Some(bound.to_string())
         }
     };
     let endpoints = EventEndpoints { endpoint, replay_endpoint, topic: settings.topic.clone() };
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-    // A follower of an earlier process forgets what it knew.
-    let mut sink = EventSink { sender, next: 0 };
-    sink.publish(vec![CacheEvent::Cleared]);
     tokio::spawn(publish(publisher, receiver, settings, ring));
-    Ok((sink, endpoints))
+    Ok((EventSink { sender, next: 0 }, endpoints))
 }
 
 /// Binds or connects as vLLM does: a wildcard or a local transport is bound. So is port 0, which nobody can reach
@@ -134,8 +132,9 @@ async fn publish(
     }
 }
 
-/// Answers `[empty, first sequence number]` with every batch from there on, and an end marker.
-async fn replay(mut socket: RouterSocket, ring: Ring) {
+/// Answers `[empty, first sequence number]` with every batch from there on, as it was published but behind an empty
+/// frame, and an end marker without a topic.
+async fn replay(mut socket: RouterSocket, topic: Bytes, ring: Ring) {
     loop {
         let request = match socket.recv().await {
             Ok(request) => request.into_vec(),
@@ -158,10 +157,12 @@ async fn replay(mut socket: RouterSocket, ring: Ring) {
         };
         let answers = batches
             .into_iter()
-            .map(|(sequence, payload)| (Bytes::copy_from_slice(&sequence.to_be_bytes()), payload))
-            .chain([(Bytes::from_static(&END), Bytes::new())]);
-        for (number, payload) in answers {
-            let answer = message([peer.clone(), empty.clone(), number, payload]);
+            .map(|(sequence, payload)| {
+                (topic.clone(), Bytes::copy_from_slice(&sequence.to_be_bytes()), payload)
+            })
+            .chain([(Bytes::new(), Bytes::from_static(&END), Bytes::new())]);
+        for (topic, number, payload) in answers {
+            let answer = message([peer.clone(), empty.clone(), topic, number, payload]);
             if let Err(error) = socket.send(answer).await {
                 tracing::warn!(%error, "a replay of KV events broke off");
                 break;

@@ -7,10 +7,13 @@ use engine_model::{Message, SamplingParams};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 /// Stop strings per request, and bytes of each.
 const STOPS_MAX: usize = 16;
 const STOP_LEN_MAX: usize = 1024;
+/// Bytes of a cache salt: it goes out with every event about a first block.
+const SALT_LEN_MAX: usize = 1024;
 /// Prompts per request.
 const PROMPTS_MAX: usize = 64;
 
@@ -27,6 +30,7 @@ pub(crate) struct GenerateBody {
     pub(crate) stream_options: Option<StreamOptions>,
     pub(crate) return_token_ids: Option<bool>,
     pub(crate) kv_transfer_params: Option<Incoming>,
+    cache_salt: Option<String>,
     max_tokens: Option<usize>,
     max_completion_tokens: Option<usize>,
     pub(crate) min_tokens: Option<usize>,
@@ -216,6 +220,19 @@ impl GenerateBody {
         Ok(stops)
     }
 
+    /// What keeps the cached blocks of this request apart from others'.
+    pub(crate) fn salt(&self) -> Result<Option<Arc<str>>, ApiError> {
+        match self.cache_salt.as_deref() {
+            None => Ok(None),
+            Some(salt) if (1..=SALT_LEN_MAX).contains(&salt.len()) => Ok(Some(salt.into())),
+            Some(salt) => {
+                let message =
+                    format!("cache_salt has {} bytes; it needs 1 to {SALT_LEN_MAX} of them", salt.len());
+                Err(ApiError::invalid("cache_salt", message))
+            }
+        }
+    }
+
     /// A body that names nothing but a model.
     pub(crate) fn of_model(model: Option<String>) -> Self {
         Self { model, ..Self::default() }
@@ -268,6 +285,7 @@ mod tests {
         assert_eq!(body(r#"{"top_k":-7}"#).sampling().unwrap_err().param, Some("top_k"));
         assert_eq!(body(r#"{"max_tokens":0}"#).max_tokens().unwrap_err().param, Some("max_tokens"));
         assert_eq!(body(r#"{"min_tokens":9}"#).limits(8, &[]).unwrap_err().param, Some("min_tokens"));
+        assert_eq!(body(r#"{"cache_salt":""}"#).salt().unwrap_err().param, Some("cache_salt"));
         let stop = format!("{{\"stop\":\"{}\"}}", "x".repeat(STOP_LEN_MAX + 1));
         assert_eq!(body(&stop).stops().unwrap_err().param, Some("stop"));
         assert_eq!(body(r#"{"model":"x"}"#).check_model("y").unwrap_err().status.as_u16(), 404);

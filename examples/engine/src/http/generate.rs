@@ -162,6 +162,7 @@ fn requests(
         body.min_tokens = None;
     }
     let params = body.sampling()?;
+    let salt = body.salt()?;
     let context = app.info.max_model_len;
     let make = |(index, prompt): (usize, &Vec<u32>)| {
         let room = context.saturating_sub(prompt.len());
@@ -176,6 +177,7 @@ fn requests(
             id,
             request_id: request_id.clone(),
             prompt: prompt.clone(),
+            salt: salt.clone(),
             sampler: Sampler::new(params, fallback_seed)?,
             limits: body.limits(max_tokens, &app.end_tokens)?,
             stops: body.stops()?,

@@ -12,12 +12,13 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use pool::{BlockId, CacheEvent};
+pub(crate) use pool::{BlockId, CacheEvent, RunStart};
 pub(crate) use stop::StopStrings;
 
 use crate::hash::BlockHash;
 use pool::BlockPool;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 /// The name of a sequence within one engine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -96,6 +97,8 @@ struct Sequence {
     /// The prompt and what was generated so far.
     tokens: Vec<u32>,
     prompt_len: usize,
+    /// Shares blocks only with sequences of the same salt.
+    salt: Option<Arc<str>>,
     /// Leading tokens whose keys and values are in `blocks`.
     computed: usize,
     /// Prompt tokens that did not have to be computed here; `None` until that is known.
@@ -113,7 +116,8 @@ impl Sequence {
     fn hash_blocks(&mut self, count: usize, block_size: usize) {
         for index in self.hashes.len()..count {
             let tokens = &self.tokens[index * block_size..(index + 1) * block_size];
-            self.hashes.push(BlockHash::of(self.hashes.last().copied(), tokens));
+            let parent = self.hashes.last().copied().or_else(|| self.salt.as_deref().map(BlockHash::of_salt));
+            self.hashes.push(BlockHash::of(parent, tokens));
         }
     }
 
@@ -156,10 +160,11 @@ impl Scheduler {
     }
 
     /// Queues a sequence. `remote`: its keys and values are to come from another engine.
-    pub(crate) fn add(&mut self, seq: SeqId, prompt: Vec<u32>, remote: bool) {
+    pub(crate) fn add(&mut self, seq: SeqId, prompt: Vec<u32>, salt: Option<Arc<str>>, remote: bool) {
         let sequence = Sequence {
             prompt_len: prompt.len(),
             tokens: prompt,
+            salt,
             computed: 0,
             cached: None,
             blocks: Vec::new(),
@@ -426,9 +431,12 @@ impl Scheduler {
             return;
         }
         sequence.hash_blocks(full, block_size);
-        let parent = from.checked_sub(1).map(|index| sequence.hashes[index]);
+        let start = match from.checked_sub(1) {
+            None => RunStart::Root(sequence.salt.clone()),
+            Some(index) => RunStart::Behind(sequence.hashes[index]),
+        };
         let tokens = &sequence.tokens[from * block_size..full * block_size];
-        self.pool.store(&sequence.blocks[from..full], &sequence.hashes[from..full], parent, tokens);
+        self.pool.store(&sequence.blocks[from..full], &sequence.hashes[from..full], start, tokens);
         sequence.stored = full;
     }
 }

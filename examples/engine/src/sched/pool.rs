@@ -6,6 +6,7 @@
 use crate::hash::BlockHash;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
 /// The index of a block in the KV cache.
 pub(crate) type BlockId = u32;
@@ -13,12 +14,19 @@ pub(crate) type BlockId = u32;
 /// What happened to the prefix cache, for those who follow it from outside.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum CacheEvent {
-    /// Consecutive blocks behind `parent` can be found from now on.
-    Stored { hashes: Vec<BlockHash>, parent: Option<BlockHash>, tokens: Vec<u32> },
+    /// Consecutive blocks can be found from now on.
+    Stored { hashes: Vec<BlockHash>, start: RunStart, tokens: Vec<u32> },
     /// These blocks were handed out for other content.
     Removed { hashes: Vec<BlockHash> },
-    /// Nothing that was stored before can be found any more.
-    Cleared,
+}
+
+/// What a run of consecutive blocks stands on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum RunStart {
+    /// Nothing: the run begins its sequence, which may have a cache salt.
+    Root(Option<Arc<str>>),
+    /// The block before.
+    Behind(BlockHash),
 }
 
 /// The end of the free list.
@@ -120,17 +128,17 @@ impl BlockPool {
         }
     }
 
-    /// Makes full blocks findable. `blocks` and `hashes` are consecutive blocks of one sequence behind `parent`, and
+    /// Makes full blocks findable. `blocks` and `hashes` are consecutive blocks of one sequence from `start` on, and
     /// `tokens` are all their tokens. A content that is findable already keeps its first block.
     pub(crate) fn store(
         &mut self,
         blocks: &[BlockId],
         hashes: &[BlockHash],
-        parent: Option<BlockHash>,
+        start: RunStart,
         tokens: &[u32],
     ) {
         let block_size = tokens.len() / blocks.len().max(1);
-        let mut parent = parent;
+        let mut before = start;
         let mut run: Option<CacheEvent> = None;
         for (index, (&id, &hash)) in blocks.iter().zip(hashes).enumerate() {
             let content = &tokens[index * block_size..(index + 1) * block_size];
@@ -143,14 +151,17 @@ impl BlockPool {
                         tokens.extend_from_slice(content);
                     }
                     _ => {
-                        run =
-                            Some(CacheEvent::Stored { hashes: vec![hash], parent, tokens: content.to_vec() });
+                        run = Some(CacheEvent::Stored {
+                            hashes: vec![hash],
+                            start: before,
+                            tokens: content.to_vec(),
+                        });
                     }
                 }
             } else {
                 self.events.extend(run.take());
             }
-            parent = Some(hash);
+            before = RunStart::Behind(hash);
         }
         self.events.extend(run);
     }
@@ -224,10 +235,14 @@ mod tests {
         let mut pool = BlockPool::new(3);
         let hash = hashes(3);
         let blocks = pool.allocate(2).unwrap();
-        pool.store(&blocks, &hash[..2], None, &[0, 1]);
+        pool.store(&blocks, &hash[..2], RunStart::Root(None), &[0, 1]);
         assert_eq!(
             pool.take_events(),
-            [CacheEvent::Stored { hashes: hash[..2].to_vec(), parent: None, tokens: vec![0, 1] }]
+            [CacheEvent::Stored {
+                hashes: hash[..2].to_vec(),
+                start: RunStart::Root(None),
+                tokens: vec![0, 1]
+            }]
         );
         pool.release(&blocks);
         assert_eq!(pool.lookup(&hash), blocks);
@@ -245,7 +260,7 @@ mod tests {
         let mut pool = BlockPool::new(2);
         let hash = hashes(1);
         let first = pool.allocate(1).unwrap();
-        pool.store(&first, &hash, None, &[7]);
+        pool.store(&first, &hash, RunStart::Root(None), &[7]);
         pool.hold(&first);
         pool.release(&first);
         assert_eq!(pool.allocate(2), None);
@@ -260,15 +275,20 @@ mod tests {
         let mut pool = BlockPool::new(4);
         let hash = hashes(3);
         let known = pool.allocate(1).unwrap();
-        pool.store(&known, &hash[1..2], Some(hash[0]), &[1]);
+        pool.store(&known, &hash[1..2], RunStart::Behind(hash[0]), &[1]);
         pool.take_events();
         let blocks = pool.allocate(3).unwrap();
-        pool.store(&blocks, &hash, None, &[0, 1, 2]);
+        let root = RunStart::Root(Some("salt".into()));
+        pool.store(&blocks, &hash, root.clone(), &[0, 1, 2]);
         assert_eq!(
             pool.take_events(),
             [
-                CacheEvent::Stored { hashes: vec![hash[0]], parent: None, tokens: vec![0] },
-                CacheEvent::Stored { hashes: vec![hash[2]], parent: Some(hash[1]), tokens: vec![2] },
+                CacheEvent::Stored { hashes: vec![hash[0]], start: root, tokens: vec![0] },
+                CacheEvent::Stored {
+                    hashes: vec![hash[2]],
+                    start: RunStart::Behind(hash[1]),
+                    tokens: vec![2]
+                },
             ]
         );
         assert_eq!(pool.lookup(&hash), [blocks[0], known[0], blocks[2]]);

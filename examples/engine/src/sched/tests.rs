@@ -103,10 +103,10 @@ fn prompt(length: u32, salt: u32) -> Vec<u32> {
 #[test]
 fn a_long_prompt_is_computed_in_chunks_and_a_decode_goes_first() {
     let mut rig = Rig::new(LIMITS);
-    rig.sched.add(SeqId(1), prompt(3, 0), false);
+    rig.sched.add(SeqId(1), prompt(3, 0), None, false);
     assert_eq!(rig.step(), [SeqId(1)]);
     rig.sched.push_token(SeqId(1), 9);
-    rig.sched.add(SeqId(2), prompt(40, 1), false);
+    rig.sched.add(SeqId(2), prompt(40, 1), None, false);
     let step = rig.sched.schedule();
     assert_eq!(
         step.work,
@@ -120,9 +120,9 @@ fn a_long_prompt_is_computed_in_chunks_and_a_decode_goes_first() {
 #[test]
 fn a_shared_prefix_is_computed_once_but_never_the_whole_prompt() {
     let mut rig = Rig::new(LIMITS);
-    rig.sched.add(SeqId(1), prompt(8, 0), false);
+    rig.sched.add(SeqId(1), prompt(8, 0), None, false);
     rig.run(1);
-    rig.sched.add(SeqId(2), prompt(8, 0), false);
+    rig.sched.add(SeqId(2), prompt(8, 0), None, false);
     let step = rig.sched.schedule();
     assert_eq!(step.work, [Work { seq: SeqId(2), start: 4, count: 4, samples: true }]);
     assert_eq!(rig.sched.cached_tokens(SeqId(2)), 4);
@@ -135,13 +135,13 @@ fn sequences_that_outgrow_the_blocks_give_way_and_still_end_the_same() {
     let alone: Vec<_> = (0..4)
         .map(|n| {
             let mut rig = Rig::new(Limits { blocks: 64, ..LIMITS });
-            rig.sched.add(SeqId(n), prompt(9, u32::try_from(n).unwrap()), false);
+            rig.sched.add(SeqId(n), prompt(9, u32::try_from(n).unwrap()), None, false);
             rig.run(20).remove(&SeqId(n)).unwrap()
         })
         .collect();
     let mut rig = Rig::new(Limits { blocks: 9, ..LIMITS });
     for n in 0..4 {
-        rig.sched.add(SeqId(n), prompt(9, u32::try_from(n).unwrap()), false);
+        rig.sched.add(SeqId(n), prompt(9, u32::try_from(n).unwrap()), None, false);
     }
     let together = rig.run(20);
     assert!(rig.sched.load().preemptions > 0);
@@ -154,10 +154,10 @@ fn sequences_that_outgrow_the_blocks_give_way_and_still_end_the_same() {
 #[test]
 fn a_remote_sequence_waits_for_its_blocks_while_others_run() {
     let mut rig = Rig::new(LIMITS);
-    rig.sched.add(SeqId(1), prompt(4, 0), false);
+    rig.sched.add(SeqId(1), prompt(4, 0), None, false);
     rig.run(1);
-    rig.sched.add(SeqId(2), prompt(10, 0), true);
-    rig.sched.add(SeqId(3), prompt(5, 1), false);
+    rig.sched.add(SeqId(2), prompt(10, 0), None, true);
+    rig.sched.add(SeqId(3), prompt(5, 1), None, false);
     let step = rig.sched.schedule();
     let [fetch] = &step.fetches[..] else { panic!("{step:?}") };
     assert_eq!((fetch.seq, fetch.have, fetch.blocks.len()), (SeqId(2), 1, 2));
@@ -175,10 +175,10 @@ fn a_remote_sequence_waits_for_its_blocks_while_others_run() {
 #[test]
 fn a_remote_prompt_that_is_all_here_needs_nothing() {
     let mut rig = Rig::new(LIMITS);
-    rig.sched.add(SeqId(1), prompt(9, 0), false);
+    rig.sched.add(SeqId(1), prompt(9, 0), None, false);
     rig.run(1);
-    rig.sched.add(SeqId(2), prompt(9, 0), true);
-    rig.sched.add(SeqId(3), vec![5], true);
+    rig.sched.add(SeqId(2), prompt(9, 0), None, true);
+    rig.sched.add(SeqId(3), vec![5], None, true);
     let step = rig.sched.schedule();
     assert_eq!(step.fetches[0], Fetch { seq: SeqId(2), have: 2, blocks: vec![] });
     assert_eq!(step.fetches[1], Fetch { seq: SeqId(3), have: 0, blocks: vec![] });
@@ -187,9 +187,9 @@ fn a_remote_prompt_that_is_all_here_needs_nothing() {
 #[test]
 fn a_sequence_that_gave_way_does_not_block_one_whose_blocks_have_arrived() {
     let mut rig = Rig::new(Limits { blocks: 5, max_seqs: 1, ..LIMITS });
-    rig.sched.add(SeqId(1), prompt(7, 0), false);
+    rig.sched.add(SeqId(1), prompt(7, 0), None, false);
     assert_eq!(rig.step(), [SeqId(1)]);
-    rig.sched.add(SeqId(2), prompt(12, 1), true);
+    rig.sched.add(SeqId(2), prompt(12, 1), None, true);
     assert_eq!(rig.sched.schedule().fetches.len(), 1);
     rig.sched.push_token(SeqId(1), 5);
     rig.step();
@@ -205,7 +205,7 @@ fn a_sequence_that_gave_way_does_not_block_one_whose_blocks_have_arrived() {
 #[test]
 fn a_fetch_that_fails_is_computed_here() {
     let mut rig = Rig::new(LIMITS);
-    rig.sched.add(SeqId(1), prompt(10, 0), true);
+    rig.sched.add(SeqId(1), prompt(10, 0), None, true);
     assert_eq!(rig.sched.schedule().fetches.len(), 1);
     rig.sched.recompute(SeqId(1));
     assert_eq!(rig.run(3)[&SeqId(1)].len(), 13);
@@ -215,7 +215,7 @@ fn a_fetch_that_fails_is_computed_here() {
 #[test]
 fn detached_blocks_stay_held_until_they_are_released() {
     let mut rig = Rig::new(LIMITS);
-    rig.sched.add(SeqId(1), prompt(6, 0), false);
+    rig.sched.add(SeqId(1), prompt(6, 0), None, false);
     rig.step();
     let blocks = rig.sched.detach(SeqId(1));
     assert_eq!(blocks.len(), 2);
@@ -227,10 +227,10 @@ fn detached_blocks_stay_held_until_they_are_released() {
 #[test]
 fn a_waiting_sequence_that_does_not_fit_holds_nothing() {
     let mut rig = Rig::new(Limits { blocks: 4, ..LIMITS });
-    rig.sched.add(SeqId(1), prompt(12, 0), false);
+    rig.sched.add(SeqId(1), prompt(12, 0), None, false);
     rig.step();
-    rig.sched.add(SeqId(2), prompt(8, 3), false);
-    rig.sched.add(SeqId(3), prompt(8, 4), true);
+    rig.sched.add(SeqId(2), prompt(8, 3), None, false);
+    rig.sched.add(SeqId(3), prompt(8, 4), None, true);
     let step = rig.sched.schedule();
     assert!(step.fetches.is_empty());
     assert_eq!(rig.sched.load().blocks_used, 3);
@@ -272,7 +272,7 @@ fn play(happenings: Vec<Happening>) {
     for happening in happenings {
         match happening {
             Happening::Arrives { length, salt, remote } => {
-                rig.sched.add(SeqId(next), prompt(length, salt), remote);
+                rig.sched.add(SeqId(next), prompt(length, salt), None, remote);
                 next += 1;
             }
             Happening::Step => {

@@ -20,6 +20,8 @@ pub(crate) struct Request {
     pub(crate) request_id: Option<String>,
     /// At least one token, all of them in the vocabulary, and fewer than the context has.
     pub(crate) prompt: Vec<u32>,
+    /// Shares cached blocks only with requests of the same salt.
+    pub(crate) salt: Option<Arc<str>>,
     pub(crate) sampler: Sampler,
     pub(crate) limits: Limits,
     pub(crate) stops: Vec<String>,

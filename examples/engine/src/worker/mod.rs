@@ -149,7 +149,7 @@ impl Worker {
         let answer = Answer::new(request.limits.clone(), stops, self.parts.tokenizer.decode_stream());
         let remote = matches!(request.hand_off, HandOff::Take(_));
         self.parts.metrics.count_prompt(prompt.len());
-        self.parts.scheduler.add(seq, prompt.clone(), remote);
+        self.parts.scheduler.add(seq, prompt.clone(), request.salt.clone(), remote);
         let live = Live {
             request,
             prompt: prompt.into(),

@@ -10,7 +10,7 @@ use zeromq::{DealerSocket, Socket as _, SocketRecv as _, SocketSend as _, SubSoc
 #[derive(Clone, PartialEq, Debug)]
 struct Batch {
     sequence: u64,
-    events: Vec<Vec<Value>>,
+    events: Vec<Value>,
 }
 
 fn decode(sequence: &[u8], payload: &[u8]) -> Batch {
@@ -19,8 +19,17 @@ fn decode(sequence: &[u8], payload: &[u8]) -> Batch {
     let [timestamp, events, rank] = &value.as_array().unwrap()[..] else { panic!("{value}") };
     assert!(timestamp.as_f64().unwrap() > 1e9);
     assert_eq!(rank.as_u64(), Some(0));
-    let events = events.as_array().unwrap().iter().map(|event| event.as_array().unwrap().clone()).collect();
-    Batch { sequence, events }
+    Batch { sequence, events: events.as_array().unwrap().clone() }
+}
+
+/// A field of an event, which is there even if it is nil.
+fn field<'a>(event: &'a Value, name: &str) -> &'a Value {
+    let fields = event.as_map().unwrap();
+    &fields
+        .iter()
+        .find(|(key, _)| key.as_str() == Some(name))
+        .unwrap_or_else(|| panic!("no {name}: {event}"))
+        .1
 }
 
 async fn next(socket: &mut SubSocket) -> Batch {
@@ -40,18 +49,23 @@ async fn replay(endpoint: &str, first: u64) -> Vec<Batch> {
     let mut batches = Vec::new();
     loop {
         let message = timeout(PATIENCE, socket.recv()).await.unwrap().unwrap().into_vec();
-        let [empty, sequence, payload] = &message[..] else { panic!("{message:?}") };
+        let [empty, topic, sequence, payload] = &message[..] else { panic!("{message:?}") };
         assert!(empty.is_empty());
         if sequence[..] == [0xff; 8] {
-            assert!(payload.is_empty());
+            assert!(topic.is_empty() && payload.is_empty());
             return batches;
         }
+        assert_eq!(&topic[..], b"kv@test");
         batches.push(decode(sequence, payload));
     }
 }
 
 fn kinds(batches: &[Batch]) -> Vec<&str> {
-    batches.iter().flat_map(|batch| &batch.events).map(|event| event[0].as_str().unwrap()).collect()
+    batches
+        .iter()
+        .flat_map(|batch| &batch.events)
+        .map(|event| field(event, "type").as_str().unwrap())
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,17 +80,17 @@ async fn a_follower_sees_blocks_come_and_go_and_replays_what_it_missed() {
     // A prompt whose events nobody hears.
     engine.ok("/v1/completions", &completion(&prompt(40, 0), Choose::Greedy, 1)).await;
     let missed = replay(&endpoint("replay_endpoint"), 0).await;
-    assert_eq!(kinds(&missed), ["AllBlocksCleared", "BlockStored"]);
-    assert_eq!(missed.iter().map(|batch| batch.sequence).collect::<Vec<_>>(), [0, 1]);
-    let stored = &missed[1].events[0];
-    let hashes = stored[1].as_array().unwrap();
+    assert_eq!(kinds(&missed), ["BlockStored"]);
+    assert_eq!(missed.iter().map(|batch| batch.sequence).collect::<Vec<_>>(), [0]);
+    let stored = &missed[0].events[0];
+    let hashes = field(stored, "block_hashes").as_array().unwrap();
     assert_eq!(hashes.len(), 2);
-    assert!(stored[2].is_nil());
+    assert!(field(stored, "parent_block_hash").is_nil());
     let tokens: Vec<u32> =
-        stored[3].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+        field(stored, "token_ids").as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
     assert_eq!(tokens, prompt(40, 0)[..32]);
-    assert_eq!(stored[4].as_u64(), Some(16));
-    assert_eq!(stored[6].as_str(), Some("GPU"));
+    assert_eq!(field(stored, "block_size").as_u64(), Some(16));
+    assert_eq!(field(stored, "medium").as_str(), Some("GPU"));
 
     // A follower that subscribes now; requests go on until it hears the first of them.
     let mut socket = SubSocket::new();
@@ -91,9 +105,9 @@ async fn a_follower_sees_blocks_come_and_go_and_replays_what_it_missed() {
         }
     }
     let first = first.expect("a subscriber hears events");
-    assert!(first.sequence >= 2, "the batches before were missed: a gap");
-    let gap = replay(&endpoint("replay_endpoint"), 2).await;
-    assert_eq!(gap.first().map(|batch| batch.sequence), Some(2));
+    assert!(first.sequence >= 1, "the batches before were missed: a gap");
+    let gap = replay(&endpoint("replay_endpoint"), 1).await;
+    assert_eq!(gap.first().map(|batch| batch.sequence), Some(1));
     assert!(gap.windows(2).all(|pair| pair[0].sequence + 1 == pair[1].sequence), "{gap:?}");
     assert!(gap.contains(&first), "what was published is what is replayed");
 
@@ -102,29 +116,55 @@ async fn a_follower_sees_blocks_come_and_go_and_replays_what_it_missed() {
     let all = replay(&endpoint("replay_endpoint"), 0).await;
     let events: Vec<_> = all.iter().flat_map(|batch| &batch.events).collect();
     for hash in hashes {
-        let removed = |event: &&&Vec<Value>| {
-            event[0].as_str() == Some("BlockRemoved") && event[1].as_array().unwrap().contains(hash)
+        let removed = |event: &Value| {
+            field(event, "type").as_str() == Some("BlockRemoved")
+                && field(event, "block_hashes").as_array().unwrap().contains(hash)
         };
-        assert!(events.iter().any(|event| removed(&event)), "{hash} was not removed");
+        assert!(events.iter().any(|event| removed(event)), "{hash} was not removed");
     }
+}
+
+/// An engine with blocks of 8 and its replay endpoint.
+async fn with_replay() -> (Engine, String) {
+    let any = "tcp://127.0.0.1:0";
+    let events =
+        ["--kv-events-endpoint", any, "--kv-events-replay-endpoint", any, "--kv-events-topic", "kv@test"];
+    let engine = Engine::start(&[&events[..], &["--block-size", "8"]].concat());
+    let info = engine.info().await;
+    let endpoint = info["kv_events"]["replay_endpoint"].as_str().unwrap().to_owned();
+    (engine, endpoint)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_child_block_names_its_parent() {
-    let any = "tcp://127.0.0.1:0";
-    let engine = Engine::start(&[
-        "--kv-events-endpoint",
-        any,
-        "--kv-events-replay-endpoint",
-        any,
-        "--block-size",
-        "8",
-    ]);
-    let info = engine.info().await;
-    let endpoint = info["kv_events"]["replay_endpoint"].as_str().unwrap().to_owned();
+    let (engine, endpoint) = with_replay().await;
     engine.ok("/v1/completions", &completion(&prompt(9, 0), Choose::Greedy, 1)).await;
     engine.ok("/v1/completions", &completion(&prompt(17, 0), Choose::Greedy, 1)).await;
-    let batches = replay(&endpoint, 1).await;
+    let batches = replay(&endpoint, 0).await;
     assert_eq!(kinds(&batches), ["BlockStored", "BlockStored"]);
-    assert_eq!(batches[1].events[0][2], batches[0].events[0][1].as_array().unwrap()[0]);
+    let parent = &field(&batches[0].events[0], "block_hashes").as_array().unwrap()[0];
+    assert_eq!(field(&batches[1].events[0], "parent_block_hash"), parent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_salt_keeps_prefixes_apart_and_shows_in_the_first_block() {
+    let (engine, endpoint) = with_replay().await;
+    let salted = |salt: &str| {
+        let mut body = completion(&prompt(17, 0), Choose::Greedy, 1);
+        body["cache_salt"] = salt.into();
+        body
+    };
+    let plain = completion(&prompt(17, 0), Choose::Greedy, 1);
+    for (body, cached) in
+        [(&plain, 0), (&salted("a"), 0), (&salted("b"), 0), (&salted("a"), 16), (&plain, 16)]
+    {
+        let answer = engine.ok("/v1/completions", body).await;
+        assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], cached, "{body}");
+    }
+    let batches = replay(&endpoint, 0).await;
+    assert_eq!(kinds(&batches), ["BlockStored"; 3]);
+    let keys: Vec<String> =
+        batches.iter().map(|batch| field(&batch.events[0], "extra_keys").to_string()).collect();
+    assert_eq!(keys, ["[nil, nil]", "[[\"a\"], nil]", "[[\"b\"], nil]"]);
+    assert!(batches.iter().all(|batch| field(&batch.events[0], "parent_block_hash").is_nil()));
 }
