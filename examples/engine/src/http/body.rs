@@ -90,6 +90,7 @@ struct ContentPart {
 #[serde(default)]
 pub(crate) struct StreamOptions {
     pub(crate) include_usage: Option<bool>,
+    pub(crate) continuous_usage_stats: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -193,8 +194,13 @@ impl GenerateBody {
         Ok(max_tokens)
     }
 
-    /// What ends an answer of at most `max_tokens`, with the end tokens of the model.
-    pub(crate) fn limits(&self, max_tokens: usize, model_end: &[u32]) -> Result<Limits, ApiError> {
+    /// What ends an answer of at most `max_tokens` for which the context has `room`, with the end tokens of the model.
+    pub(crate) fn limits(
+        &self,
+        max_tokens: usize,
+        room: usize,
+        model_end: &[u32],
+    ) -> Result<Limits, ApiError> {
         let min_tokens = self.min_tokens.unwrap_or(0);
         if min_tokens > max_tokens {
             let message = format!("min_tokens is {min_tokens}, which is more than max_tokens, {max_tokens}");
@@ -202,7 +208,8 @@ impl GenerateBody {
         }
         let end_tokens = if self.ignore_eos == Some(true) { &[] } else { model_end };
         let stop_tokens: HashSet<u32> = self.stop_token_ids.iter().flatten().copied().collect();
-        Ok(Limits { max_tokens, min_tokens, end_tokens: end_tokens.iter().copied().collect(), stop_tokens })
+        let end_tokens = end_tokens.iter().copied().collect();
+        Ok(Limits { max_tokens: max_tokens.min(room), min_tokens, end_tokens, stop_tokens })
     }
 
     /// The stop strings.
@@ -284,7 +291,7 @@ mod tests {
     fn bad_parameters_are_refused() {
         assert_eq!(body(r#"{"top_k":-7}"#).sampling().unwrap_err().param, Some("top_k"));
         assert_eq!(body(r#"{"max_tokens":0}"#).max_tokens().unwrap_err().param, Some("max_tokens"));
-        assert_eq!(body(r#"{"min_tokens":9}"#).limits(8, &[]).unwrap_err().param, Some("min_tokens"));
+        assert_eq!(body(r#"{"min_tokens":9}"#).limits(8, 8, &[]).unwrap_err().param, Some("min_tokens"));
         assert_eq!(body(r#"{"cache_salt":""}"#).salt().unwrap_err().param, Some("cache_salt"));
         let stop = format!("{{\"stop\":\"{}\"}}", "x".repeat(STOP_LEN_MAX + 1));
         assert_eq!(body(&stop).stops().unwrap_err().param, Some("stop"));

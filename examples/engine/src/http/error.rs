@@ -35,14 +35,14 @@ impl ApiError {
         Self { code: "unsupported", ..Self::invalid(param, message) }
     }
 
-    /// The prompt, or prompt and answer together, are longer than the context.
-    pub(crate) fn context(prompt: usize, answer: usize, max: usize) -> Self {
-        let message = format!(
-            "this model's maximum context length is {max} tokens, and {} were requested: {prompt} in the prompt, \
-             {answer} for the answer; shorten the prompt or lower max_tokens",
-            prompt.saturating_add(answer)
-        );
-        Self { code: "context_length_exceeded", ..Self::invalid("prompt", message) }
+    /// A field asks for more tokens than the context has; a prompt has to leave room for one token of the answer.
+    pub(crate) fn context(param: &'static str, tokens: usize, max: usize) -> Self {
+        let message = match param {
+            "prompt" => format!("the prompt has {tokens} tokens, and the answer needs at least one"),
+            _ => format!("{param} is {tokens}"),
+        };
+        let message = format!("this model's maximum context length is {max} tokens, but {message}");
+        Self { code: "context_length_exceeded", ..Self::invalid(param, message) }
     }
 
     /// The body is not JSON, or not JSON of the expected form.

@@ -3,7 +3,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "latencies are measured here, at the edge")]
 
-use super::body::{ChatMessage, GenerateBody, Prompt};
+use super::body::{ChatMessage, GenerateBody, Prompt, StreamOptions};
 use super::error::ApiError;
 use super::reply::{Choice, Envelope, Usage};
 use super::{App, Role};
@@ -80,9 +80,8 @@ async fn generate(
     // The first output decides the status: what fails before it, such as a KV pull, is a plain error answer.
     let first = run.next().await?;
     let stream = body.stream == Some(true);
-    let include_usage = body.stream_options.and_then(|options| options.include_usage) == Some(true);
     let mut response = if stream {
-        stream_response(run, first, envelope, prompts, include_usage)
+        stream_response(run, first, envelope, prompts, &body.stream_options.unwrap_or_default())
     } else {
         complete_response(run, first, &envelope, &prompts).await?
     };
@@ -154,23 +153,31 @@ fn requests(
     envelope: &Envelope,
     request_id: Option<String>,
 ) -> Result<Vec<Request>, ApiError> {
-    let hand_off = body.kv_transfer_params.take().unwrap_or_default().check()?;
+    let mut hand_off = body.kv_transfer_params.take().unwrap_or_default().check()?;
     check_role(app.info.role, &hand_off, prompts.len())?;
     // A prefill ends after its first token, whatever the answer as a whole is to be.
     let max_tokens = if hand_off == HandOff::Give { Some(1) } else { body.max_tokens()? };
     if hand_off == HandOff::Give {
         body.min_tokens = None;
+        if body.stream == Some(true) {
+            // A stream does not carry the params, so nobody could take the blocks.
+            hand_off = HandOff::None;
+        }
     }
     let params = body.sampling()?;
     let salt = body.salt()?;
     let context = app.info.max_model_len;
+    if let Some(tokens) = max_tokens.filter(|&tokens| tokens > context) {
+        return Err(ApiError::context("max_tokens", tokens, context));
+    }
     let make = |(index, prompt): (usize, &Vec<u32>)| {
+        // An answer that is to be longer than the context has room for ends there; what could never be is refused.
         let room = context.saturating_sub(prompt.len());
-        let default = if envelope.chat { room.max(1) } else { COMPLETION_TOKENS_DEFAULT.min(room.max(1)) };
-        let max_tokens = max_tokens.unwrap_or(default);
-        if max_tokens > room {
-            return Err(ApiError::context(prompt.len(), max_tokens, context));
+        if room == 0 {
+            return Err(ApiError::context("prompt", prompt.len(), context));
         }
+        let default = if envelope.chat { room } else { COMPLETION_TOKENS_DEFAULT };
+        let max_tokens = max_tokens.unwrap_or(default);
         let id = if prompts.len() == 1 { envelope.id.clone() } else { format!("{}-{index}", envelope.id) };
         let fallback_seed = Uuid::new_v4().as_u64_pair().0;
         Ok(Request {
@@ -179,7 +186,7 @@ fn requests(
             prompt: prompt.clone(),
             salt: salt.clone(),
             sampler: Sampler::new(params, fallback_seed)?,
-            limits: body.limits(max_tokens, &app.end_tokens)?,
+            limits: body.limits(max_tokens, room, &app.end_tokens)?,
             stops: body.stops()?,
             hand_off: hand_off.clone(),
         })
@@ -246,16 +253,14 @@ impl Run {
             return Ok(None);
         };
         match output {
-            Output::Delta { text, token_ids } => {
+            Output::Token { id, text, finished } => {
                 if self.usage.completion == 0 {
                     self.app.metrics.observe_first_token(self.start.elapsed().as_secs_f64());
                 }
-                self.usage.completion += token_ids.len();
-                Ok(Some((index, Choice { text, token_ids, finished: None })))
-            }
-            Output::Finished(finished) => {
-                self.usage.cached += finished.cached_tokens;
-                Ok(Some((index, Choice { finished: Some(*finished), ..Choice::default() })))
+                self.usage.completion += 1;
+                self.usage.cached += finished.as_ref().map_or(0, |finished| finished.cached_tokens);
+                let finished = finished.map(|finished| *finished);
+                Ok(Some((index, Choice { text, token_ids: vec![id], finished })))
             }
             Output::Failed(failure) => Err(failure.into()),
         }
@@ -287,7 +292,12 @@ struct Stream {
     envelope: Envelope,
     /// Prompts whose first chunk has not gone out.
     prompts: Vec<Option<Vec<u32>>>,
+    /// The usage of each answer so far.
+    usages: Vec<Usage>,
+    /// Whether the usage of everything goes out at the end.
     include_usage: bool,
+    /// Whether every chunk carries the usage of its answer so far.
+    continuous_usage: bool,
     /// Chunks that are ready.
     ready: VecDeque<Bytes>,
     ended: bool,
@@ -298,10 +308,19 @@ fn stream_response(
     first: Option<(usize, Choice)>,
     envelope: Envelope,
     prompts: Vec<Vec<u32>>,
-    include_usage: bool,
+    options: &StreamOptions,
 ) -> Response {
-    let prompts = prompts.into_iter().map(Some).collect();
-    let mut stream = Stream { run, envelope, prompts, include_usage, ready: VecDeque::new(), ended: false };
+    let include_usage = options.include_usage == Some(true);
+    let mut stream = Stream {
+        run,
+        envelope,
+        usages: prompts.iter().map(|prompt| Usage { prompt: prompt.len(), ..Usage::default() }).collect(),
+        prompts: prompts.into_iter().map(Some).collect(),
+        include_usage,
+        continuous_usage: include_usage && options.continuous_usage_stats == Some(true),
+        ready: VecDeque::new(),
+        ended: false,
+    };
     stream.take(Ok(first));
     let chunks = futures_util::stream::unfold(stream, |mut stream| async move {
         let chunk = stream.next().await?;
@@ -327,14 +346,7 @@ impl Stream {
 
     fn take(&mut self, next: Result<Option<(usize, Choice)>, ApiError>) {
         match next {
-            Ok(Some((index, piece))) => {
-                let silent = piece.text.is_empty() && !self.envelope.return_token_ids;
-                let prompt = self.prompts[index].take();
-                if piece.finished.is_some() || prompt.is_some() || !silent {
-                    let chunk = self.envelope.chunk(index, &piece, prompt.as_deref());
-                    self.ready.push_back(event(&chunk));
-                }
-            }
+            Ok(Some((index, piece))) => self.take_piece(index, &piece),
             Ok(None) => {
                 if self.include_usage {
                     self.ready.push_back(event(&self.envelope.usage_chunk(self.run.usage)));
@@ -346,6 +358,27 @@ impl Stream {
                 self.end();
             }
         }
+    }
+
+    fn take_piece(&mut self, index: usize, piece: &Choice) {
+        let mut prompt = self.prompts[index].take();
+        if let Some(prompt) = prompt.take_if(|_| self.envelope.chat) {
+            let role = self.envelope.role_chunk(index, &prompt);
+            self.push_chunk(index, role);
+        }
+        self.usages[index].completion += piece.token_ids.len();
+        let silent = piece.text.is_empty() && !self.envelope.return_token_ids;
+        if piece.finished.is_some() || prompt.is_some() || !silent {
+            let chunk = self.envelope.chunk(index, piece, prompt.as_deref());
+            self.push_chunk(index, chunk);
+        }
+    }
+
+    fn push_chunk(&mut self, index: usize, mut chunk: Value) {
+        if self.continuous_usage {
+            chunk["usage"] = self.usages[index].so_far();
+        }
+        self.ready.push_back(event(&chunk));
     }
 
     fn end(&mut self) {

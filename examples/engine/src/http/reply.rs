@@ -32,6 +32,16 @@ pub(crate) struct Choice {
 }
 
 impl Usage {
+    /// The usage in the middle of an answer, when it is not told yet how much of the prompt was in the cache.
+    pub(crate) fn so_far(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+        })
+    }
+
+    /// The usage at the end.
     pub(crate) fn to_json(self) -> Value {
         json!({
             "prompt_tokens": self.prompt,
@@ -74,7 +84,9 @@ impl Envelope {
             fields.insert("stop_reason".into(), stop_reason);
             if self.return_token_ids {
                 fields.insert("token_ids".into(), json!(choice.token_ids));
-                fields.insert("prompt_token_ids".into(), json!(prompt));
+                if !self.chat {
+                    fields.insert("prompt_token_ids".into(), json!(prompt));
+                }
             }
             Value::Object(fields)
         });
@@ -89,19 +101,29 @@ impl Envelope {
         Value::Object(map)
     }
 
-    /// One chunk of a streamed answer: some text, or the end. `prompt` goes with the first chunk of an answer.
+    /// The first chunk of a streamed chat: who speaks, and to which prompt.
+    pub(crate) fn role_chunk(&self, index: usize, prompt: &[u32]) -> Value {
+        let mut map = self.object(true);
+        let delta = json!({"role": "assistant", "content": ""});
+        map.insert(
+            "choices".into(),
+            json!([{"index": index, "delta": delta, "logprobs": null, "finish_reason": null}]),
+        );
+        if self.return_token_ids {
+            map.insert("prompt_token_ids".into(), json!(prompt));
+        }
+        Value::Object(map)
+    }
+
+    /// One chunk of a streamed answer: some text, and with the last of it the end. `prompt` goes with the first chunk
+    /// of a completion. A stream never carries `kv_transfer_params`: who wants to hand over asks for a whole answer.
     pub(crate) fn chunk(&self, index: usize, choice: &Choice, prompt: Option<&[u32]>) -> Value {
         let mut map = self.object(true);
         let (reason, stop_reason) = finish_fields(choice.finished.as_ref());
         let mut fields = Map::new();
         fields.insert("index".into(), json!(index));
         if self.chat {
-            let delta = match (prompt, &choice.finished) {
-                (Some(_), _) => json!({"role": "assistant", "content": choice.text}),
-                (None, Some(_)) => json!({}),
-                (None, None) => json!({"content": choice.text}),
-            };
-            fields.insert("delta".into(), delta);
+            fields.insert("delta".into(), json!({"content": choice.text}));
         } else {
             fields.insert("text".into(), json!(choice.text));
         }
@@ -115,12 +137,6 @@ impl Envelope {
             }
         }
         map.insert("choices".into(), json!([fields]));
-        if let (true, true, Some(prompt)) = (self.chat, self.return_token_ids, prompt) {
-            map.insert("prompt_token_ids".into(), json!(prompt));
-        }
-        if choice.finished.as_ref().is_some_and(|finished| finished.kv_transfer_params.is_some()) {
-            map.insert("kv_transfer_params".into(), kv_params(choice.finished.as_ref()));
-        }
         Value::Object(map)
     }
 

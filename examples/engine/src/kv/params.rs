@@ -146,14 +146,17 @@ pub(crate) struct Outgoing {
     dcp_size: u32,
     pp_size: u32,
     remote_num_tokens: usize,
+    /// Those of them that the prefill engine found in its cache.
+    remote_prefill_cached_tokens: usize,
     /// Unix time in seconds.
     remote_blocks_expiry_time: f64,
     transfer_mode: &'static str,
 }
 
 impl Outgoing {
-    /// The params with which another engine finds `source`.
-    pub(crate) fn new(source: Source, num_tokens: usize, expiry_time: f64) -> Self {
+    /// The params with which another engine finds `source`: the blocks of `num_tokens`, of which `cached_tokens` were
+    /// in the cache before.
+    pub(crate) fn new(source: Source, num_tokens: usize, cached_tokens: usize, expiry_time: f64) -> Self {
         Self {
             do_remote_prefill: true,
             do_remote_decode: false,
@@ -166,6 +169,7 @@ impl Outgoing {
             dcp_size: 1,
             pp_size: 1,
             remote_num_tokens: num_tokens,
+            remote_prefill_cached_tokens: cached_tokens,
             remote_blocks_expiry_time: expiry_time,
             transfer_mode: "read",
         }
@@ -193,7 +197,7 @@ mod tests {
 
     #[test]
     fn what_one_engine_issues_another_understands() {
-        let json = serde_json::to_string(&Outgoing::new(source(), 20, 1.5)).unwrap();
+        let json = serde_json::to_string(&Outgoing::new(source(), 20, 16, 1.5)).unwrap();
         assert_eq!(check(&json), Ok(HandOff::Take(source())));
     }
 

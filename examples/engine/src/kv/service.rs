@@ -116,9 +116,15 @@ impl KvService {
         self.inner.settings.agent.address().map(|address| address.to_string())
     }
 
-    /// Keeps the blocks of a prompt for another engine and says how it finds them. `None`: no peer can reach this
-    /// engine, so the blocks are free again.
-    pub(crate) fn keep(&self, id: &str, tokens: &[u32], blocks: Vec<BlockId>) -> Option<Outgoing> {
+    /// Keeps the blocks of a prompt for another engine and says how it finds them. `cached_tokens` of the prompt were
+    /// in the cache before. `None`: no peer can reach this engine, so the blocks are free again.
+    pub(crate) fn keep(
+        &self,
+        id: &str,
+        tokens: &[u32],
+        blocks: Vec<BlockId>,
+        cached_tokens: usize,
+    ) -> Option<Outgoing> {
         let Some((host, port)) = self.agent_address().and_then(|address| split_address(&address)) else {
             (self.inner.free)(blocks);
             return None;
@@ -136,7 +142,7 @@ impl KvService {
         lock(&self.inner.leases).hold(id.to_owned(), blocks, ticket, Instant::now() + lease);
         self.show_leases();
         let expiry = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + lease;
-        Some(Outgoing::new(source, tokens.len(), expiry.as_secs_f64()))
+        Some(Outgoing::new(source, tokens.len(), cached_tokens, expiry.as_secs_f64()))
     }
 
     /// Pulls the blocks of `job` in the background; `done` hears how it ended, after the last byte was written.

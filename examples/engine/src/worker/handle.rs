@@ -31,10 +31,8 @@ pub(crate) struct Request {
 /// A piece of an answer.
 #[derive(Debug)]
 pub(crate) enum Output {
-    /// The next tokens and the text that became certain with them.
-    Delta { text: String, token_ids: Vec<u32> },
-    /// The answer is complete.
-    Finished(Box<Finished>),
+    /// The next token and the text that became certain with it; with the last one, how the answer ended.
+    Token { id: u32, text: String, finished: Option<Box<Finished>> },
     /// There will be no (further) answer.
     Failed(Failure),
 }
@@ -99,7 +97,7 @@ impl Follower {
         self.sequences.iter().find(|seq| seq.is_some())?;
         let (index, output) = self.outputs.recv().await.unwrap_or((0, Output::Failed(Failure::Stopping)));
         // One failure fails the whole HTTP request; dropping the follower aborts the rest.
-        if matches!(output, Output::Finished(_)) {
+        if matches!(output, Output::Token { finished: Some(_), .. }) {
             self.sequences[index] = None;
         }
         Some((index, output))
@@ -123,6 +121,11 @@ pub(super) struct Outputs {
 }
 
 impl Outputs {
+    /// Whether the client has left.
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
     /// `false`: the client has left.
     pub(super) fn send(&self, output: Output) -> bool {
         self.sender.send((self.index, output)).is_ok()

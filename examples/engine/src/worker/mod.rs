@@ -234,35 +234,38 @@ impl Worker {
         };
         self.parts.metrics.count_token();
         let (text, finish) = live.answer.push(token);
-        let delivered = live.outputs.send(Output::Delta { text, token_ids: vec![token] });
         match finish {
-            _ if !delivered => self.end(seq, End::Abort),
-            None => self.parts.scheduler.push_token(seq, token),
-            Some(finish) => self.finish(seq, finish),
+            _ if live.outputs.is_closed() => self.end(seq, End::Abort),
+            Some(finish) => self.finish(seq, token, text, finish),
+            None => {
+                // If the client leaves now, it is noticed with the next token.
+                live.outputs.send(Output::Token { id: token, text, finished: None });
+                self.parts.scheduler.push_token(seq, token);
+            }
         }
     }
 
-    fn finish(&mut self, seq: SeqId, finish: Finish) {
+    fn finish(&mut self, seq: SeqId, token: u32, text: String, finish: Finish) {
         let cached_tokens = self.parts.scheduler.cached_tokens(seq);
-        let kv_transfer_params = self.hand_over(seq, &finish);
+        let kv_transfer_params = self.hand_over(seq, &finish, cached_tokens);
         let end = if finish == Finish::Length { End::Length } else { End::Stop };
         if let Some(live) = self.live.get(&seq) {
-            let finished = Finished { finish, cached_tokens, kv_transfer_params };
+            let finished = Some(Box::new(Finished { finish, cached_tokens, kv_transfer_params }));
             // If the client has left, the lease ends unused.
-            live.outputs.send(Output::Finished(Box::new(finished)));
+            live.outputs.send(Output::Token { id: token, text, finished });
         }
         self.end(seq, end);
     }
 
     /// Keeps the blocks of a prefill for another engine. An answer that ended by itself is complete: there is
     /// nothing left to decode elsewhere.
-    fn hand_over(&mut self, seq: SeqId, finish: &Finish) -> Option<Outgoing> {
+    fn hand_over(&mut self, seq: SeqId, finish: &Finish, cached_tokens: usize) -> Option<Outgoing> {
         let live = self.live.get(&seq)?;
         if live.request.hand_off != HandOff::Give || *finish != Finish::Length {
             return None;
         }
         let blocks = self.parts.scheduler.detach(seq);
-        self.parts.kv.keep(&live.request.id, &live.prompt, blocks)
+        self.parts.kv.keep(&live.request.id, &live.prompt, blocks, cached_tokens)
     }
 
     /// Gets the blocks of a request from another engine.

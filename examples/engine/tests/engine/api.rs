@@ -52,12 +52,19 @@ async fn completions_in_all_forms() {
     assert_eq!(batch["usage"]["completion_tokens"], 24);
 
     let mut streamed = body.clone();
-    streamed["stream_options"] = json!({"include_usage": true});
+    streamed["stream_options"] = json!({"include_usage": true, "continuous_usage_stats": true});
     streamed["return_token_ids"] = json!(true);
     let streamed = chunks(&engine, "/v1/completions", &streamed).await;
     assert_eq!(joined(&streamed, |choice| choice["text"].as_str()), text);
     assert_eq!(streamed.last().unwrap()["usage"]["completion_tokens"], 12);
     assert_eq!(streamed[0]["choices"][0]["prompt_token_ids"], tokens["tokens"]);
+    assert_eq!(streamed.len(), 13, "one chunk for each token and one for the usage");
+    for (index, chunk) in streamed[..12].iter().enumerate() {
+        assert_eq!(chunk["usage"]["completion_tokens"], index + 1);
+        assert_eq!(chunk["usage"]["prompt_tokens"], tokens["count"]);
+        let reason = if index == 11 { json!("length") } else { Value::Null };
+        assert_eq!(chunk["choices"][0]["finish_reason"], reason, "{chunk}");
+    }
     let ids: Vec<&Value> =
         streamed.iter().filter_map(|chunk| chunk["choices"][0]["token_ids"].as_array()).flatten().collect();
     assert_eq!(json!(ids), by_ids["choices"][0]["token_ids"]);
@@ -77,11 +84,46 @@ async fn chats_plain_and_streamed() {
     let text = plain["choices"][0]["message"]["content"].as_str().unwrap();
     assert_eq!(plain["usage"]["completion_tokens"], 10);
     let streamed = chunks(&engine, "/v1/chat/completions", &body).await;
-    assert_eq!(streamed[0]["choices"][0]["delta"]["role"], "assistant");
+    assert_eq!(streamed[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+    assert_eq!(streamed[1]["choices"][0]["delta"]["role"], Value::Null);
     assert_eq!(joined(&streamed, |choice| choice["delta"]["content"].as_str()), text);
     assert_eq!(streamed.last().unwrap()["choices"][0]["finish_reason"], "length");
     let tokens = engine.ok("/tokenize", &json!({"messages": messages})).await;
     assert_eq!(tokens["count"], plain["usage"]["prompt_tokens"]);
+
+    // The prompt is told once, beside the choices.
+    let mut with_ids = body.clone();
+    with_ids["return_token_ids"] = json!(true);
+    let plain = engine.ok("/v1/chat/completions", &with_ids).await;
+    let streamed = chunks(&engine, "/v1/chat/completions", &with_ids).await;
+    for answer in [&plain, &streamed[0]] {
+        assert_eq!(answer["prompt_token_ids"], tokens["tokens"]);
+        assert_eq!(answer["choices"][0].get("prompt_token_ids"), None);
+    }
+    assert_eq!(streamed[0]["choices"][0].get("token_ids"), None);
+    assert!(streamed[1..].iter().all(|chunk| chunk.get("prompt_token_ids").is_none()));
+    assert_eq!(streamed.len(), 11, "the role, and one chunk for each token");
+    assert_eq!(streamed[1]["choices"][0]["token_ids"][0], plain["choices"][0]["token_ids"][0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_ends_with_the_context_and_a_stream_hands_nothing_over() {
+    let engine = Engine::start(&["--max-model-len", "100"]);
+    let path = "/v1/completions";
+    let mut body = completion(&prompt(90, 0), Choose::Greedy, 50);
+    body["min_tokens"] = json!(20);
+    let answer = engine.ok(path, &body).await;
+    assert_eq!(answer["usage"]["completion_tokens"], 10);
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+
+    let mut give = completion(&prompt(90, 0), Choose::Greedy, 1);
+    give["kv_transfer_params"] = json!({"do_remote_decode": true});
+    let whole = engine.ok(path, &give).await;
+    assert_eq!(whole["kv_transfer_params"]["remote_prefill_cached_tokens"], 80);
+    let streamed = chunks(&engine, path, &give).await;
+    assert_eq!(streamed.len(), 1);
+    assert_eq!(streamed[0].get("kv_transfer_params"), None);
+    assert_eq!(engine.metric("headrace_kv_leased_blocks").await, 6.0, "those of the whole answer");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,9 +189,12 @@ async fn bad_requests_are_answered_with_what_is_wrong() {
     let (status, code, message) = engine.error(path, &completion(&prompt(150, 0), Choose::Greedy, 1)).await;
     assert_eq!((status, code.as_str()), (400, "context_length_exceeded"));
     assert!(message.contains("100") && message.contains("150"), "{message}");
-    let (_, code, message) = engine.error(path, &completion(&prompt(90, 0), Choose::Greedy, 11)).await;
-    assert_eq!(code, "context_length_exceeded");
-    assert!(message.contains("90 in the prompt, 11 for the answer"), "{message}");
+    for (length, max_tokens, what) in [(100, 1, "the prompt has 100"), (10, 101, "max_tokens is 101")] {
+        let body = completion(&prompt(length, 0), Choose::Greedy, max_tokens);
+        let (_, code, message) = engine.error(path, &body).await;
+        assert_eq!(code, "context_length_exceeded");
+        assert!(message.contains(what), "{message}");
+    }
 
     for (bad, position) in
         [("{\"prompt\": \"x\",", "column 15"), ("{\"prompt\"\n: nonsense}", "line 2 column 4")]
