@@ -58,6 +58,12 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// The token of an id as the vocabulary spells it, or `None` for an id without one.
+    #[must_use]
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Encodes text. `add_special` adds what the tokenizer puts around a text (here: the beginning of it); a text
     /// from [`Self::apply_chat`] has that already. Special tokens written out in the text are recognised.
     ///

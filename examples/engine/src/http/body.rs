@@ -1,6 +1,7 @@
 //! The JSON that clients send. Unknown fields are ignored; `null` is the same as nothing.
 
 use super::error::ApiError;
+use super::parse::RequestBody;
 use crate::kv::params::Incoming;
 use crate::worker::Limits;
 use engine_model::{Message, SamplingParams};
@@ -29,6 +30,7 @@ pub(crate) struct GenerateBody {
     pub(crate) stream: Option<bool>,
     pub(crate) stream_options: Option<StreamOptions>,
     pub(crate) return_token_ids: Option<bool>,
+    pub(crate) return_token_strs: Option<bool>,
     pub(crate) kv_transfer_params: Option<Incoming>,
     cache_salt: Option<String>,
     max_tokens: Option<usize>,
@@ -46,6 +48,41 @@ pub(crate) struct GenerateBody {
     echo: Option<bool>,
     logprobs: Option<Value>,
     prompt_logprobs: Option<Value>,
+}
+
+const FLAG: &str = "true or false";
+const TEXT: &str = "text";
+const NUMBER: &str = "a number";
+const COUNT: &str = "a whole number that is not negative";
+const WHOLE: &str = "a whole number";
+
+impl RequestBody for GenerateBody {
+    const FIELDS: &'static [(&'static str, &'static str)] = &[
+        ("model", TEXT),
+        ("prompt", "text, a list of token ids, or a list of either"),
+        ("messages", "a list of objects with a role and, as content, text or a list of typed parts"),
+        ("add_generation_prompt", FLAG),
+        ("add_special_tokens", FLAG),
+        ("stream", FLAG),
+        ("stream_options", "an object whose include_usage and continuous_usage_stats are true or false"),
+        ("return_token_ids", FLAG),
+        ("return_token_strs", FLAG),
+        ("kv_transfer_params", "an object: pass it on as the prefill engine returned it"),
+        ("cache_salt", TEXT),
+        ("max_tokens", COUNT),
+        ("max_completion_tokens", COUNT),
+        ("min_tokens", COUNT),
+        ("temperature", NUMBER),
+        ("top_p", NUMBER),
+        ("top_k", WHOLE),
+        ("seed", WHOLE),
+        ("stop", "text or a list of texts"),
+        ("stop_token_ids", "a list of token ids"),
+        ("ignore_eos", FLAG),
+        ("n", COUNT),
+        ("best_of", COUNT),
+        ("echo", FLAG),
+    ];
 }
 
 /// One prompt or several, as text or as token ids.
@@ -305,6 +342,6 @@ mod tests {
         assert_eq!(message.into_message().unwrap().content, "ab");
         let image = r#"{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}"#;
         let message: ChatMessage = serde_json::from_str(image).unwrap();
-        assert_eq!(message.into_message().unwrap_err().code, "unsupported");
+        assert_eq!(message.into_message().unwrap_err().kind, "unsupported");
     }
 }

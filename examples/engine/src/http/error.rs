@@ -1,4 +1,5 @@
-//! Errors as clients see them: OpenAI's JSON with a fitting status and a code that a program can act on.
+//! Errors as clients see them: vLLM's JSON, whose `code` is the HTTP status, with one field more: `kind`, a stable
+//! word that a program can act on.
 
 use crate::kv::PullError;
 use crate::kv::claim::Refusal;
@@ -13,14 +14,14 @@ use serde_json::{Value, json};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
-    pub(crate) code: &'static str,
+    pub(crate) kind: &'static str,
     pub(crate) param: Option<&'static str>,
     pub(crate) message: String,
 }
 
 impl ApiError {
-    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, param: None, message: message.into() }
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { status, kind, param: None, message: message.into() }
     }
 
     /// A field of the request is not acceptable.
@@ -32,7 +33,7 @@ impl ApiError {
 
     /// A field asks for what this engine does not do.
     pub(crate) fn unsupported(param: &'static str, message: impl Into<String>) -> Self {
-        Self { code: "unsupported", ..Self::invalid(param, message) }
+        Self { kind: "unsupported", ..Self::invalid(param, message) }
     }
 
     /// A field asks for more tokens than the context has; a prompt has to leave room for one token of the answer.
@@ -42,14 +43,18 @@ impl ApiError {
             _ => format!("{param} is {tokens}"),
         };
         let message = format!("this model's maximum context length is {max} tokens, but {message}");
-        Self { code: "context_length_exceeded", ..Self::invalid(param, message) }
+        Self { kind: "context_length_exceeded", ..Self::invalid(param, message) }
     }
 
-    /// The body is not JSON, or not JSON of the expected form.
-    pub(crate) fn body(error: &serde_json::Error) -> Self {
-        let what =
-            if error.is_data() { "a field of the request has the wrong type" } else { "malformed JSON" };
-        Self::new(StatusCode::BAD_REQUEST, "invalid_json", format!("{what}: {error}"))
+    /// The body is not JSON.
+    pub(crate) fn malformed(error: &serde_json::Error) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_json", format!("malformed JSON: {error}"))
+    }
+
+    /// The body is JSON, but not an object.
+    pub(crate) fn not_an_object() -> Self {
+        let message = "the body must be a JSON object with the fields of the request";
+        Self::new(StatusCode::BAD_REQUEST, "invalid_json", message)
     }
 
     /// The body is longer than accepted, or the client did not send all of it.
@@ -76,14 +81,15 @@ impl ApiError {
 
     /// The error object, as it also ends a stream that has begun.
     pub(crate) fn to_json(&self) -> Value {
-        let kind = match self.status.as_u16() {
-            404 => "not_found_error",
-            400..=499 => "invalid_request_error",
-            503 => "overloaded_error",
-            _ => "server_error",
+        let class = match self.status.as_u16() {
+            404 => "NotFoundError",
+            400..=499 => "BadRequestError",
+            503 => "ServiceUnavailableError",
+            _ => "InternalServerError",
         };
-        let Self { code, param, message, .. } = self;
-        json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
+        let Self { status, kind, param, message } = self;
+        let code = status.as_u16();
+        json!({"error": {"message": message, "type": class, "param": param, "code": code, "kind": kind}})
     }
 }
 
@@ -96,13 +102,15 @@ impl IntoResponse for ApiError {
 
 impl From<ParamsError> for ApiError {
     fn from(error: ParamsError) -> Self {
-        Self { code: "kv_params_invalid", ..Self::invalid("kv_transfer_params", error.to_string()) }
+        Self { kind: "kv_params_invalid", ..Self::invalid("kv_transfer_params", error.to_string()) }
     }
 }
 
 impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
-        if error.is_request_error() {
+        if let ModelError::Sampling { name, .. } = error {
+            Self::invalid(name, error.to_string())
+        } else if error.is_request_error() {
             Self::new(StatusCode::BAD_REQUEST, "invalid_value", error.to_string())
         } else {
             Self::new(StatusCode::INTERNAL_SERVER_ERROR, "model_failed", error.to_string())
@@ -113,19 +121,19 @@ impl From<ModelError> for ApiError {
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         let message = failure.to_string();
-        let (status, code) = match &failure {
+        let (status, kind) = match &failure {
             Failure::Busy => (StatusCode::SERVICE_UNAVAILABLE, "engine_busy"),
             Failure::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "engine_stopping"),
             Failure::Model(_) => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed"),
-            Failure::Pull(error) => pull_code(error),
+            Failure::Pull(error) => pull_kind(error),
         };
-        Self::new(status, code, message)
+        Self::new(status, kind, message)
     }
 }
 
 /// 4xx: these params will never work. 5xx: the prefill side or the way to it has failed. Either way a new prefill
 /// may help, and repeating the same call will not.
-fn pull_code(error: &PullError) -> (StatusCode, &'static str) {
+fn pull_kind(error: &PullError) -> (StatusCode, &'static str) {
     match error {
         PullError::Unreachable { .. } | PullError::PeerLost { .. } => {
             (StatusCode::BAD_GATEWAY, "kv_peer_lost")

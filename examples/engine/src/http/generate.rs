@@ -5,17 +5,16 @@
 
 use super::body::{ChatMessage, GenerateBody, Prompt, StreamOptions};
 use super::error::ApiError;
+use super::parse::{ReceivedBody, parse};
 use super::reply::{Choice, Envelope, Usage};
 use super::{App, Role};
 use crate::kv::HandOff;
 use crate::worker::{Follower, Output, Request};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use engine_model::Sampler;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -27,15 +26,6 @@ use uuid::Uuid;
 const COMPLETION_TOKENS_DEFAULT: usize = 16;
 /// The longest client-chosen request id, in bytes.
 const REQUEST_ID_LEN_MAX: usize = 256;
-
-/// The body, as far as it came.
-pub(super) type ReceivedBody = Result<Bytes, BytesRejection>;
-
-/// Reads a JSON body.
-pub(super) fn parse<T: DeserializeOwned>(body: ReceivedBody) -> Result<T, ApiError> {
-    let body = body.map_err(|error| ApiError::unreadable(error.status(), error.body_text()))?;
-    serde_json::from_slice(&body).map_err(|error| ApiError::body(&error))
-}
 
 /// `POST /v1/completions`
 pub(super) async fn completions(

@@ -3,7 +3,8 @@
 use super::App;
 use super::body::GenerateBody;
 use super::error::ApiError;
-use super::generate::{ReceivedBody, parse, prompt_tokens};
+use super::generate::prompt_tokens;
+use super::parse::{ReceivedBody, RequestBody, parse};
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
@@ -27,7 +28,7 @@ pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
     }]}))
 }
 
-/// `GET /health`: 200 while the engine thread works.
+/// `GET /health`, `GET` and `POST /ping`: 200 while the engine thread works.
 pub(super) async fn health(State(app): State<Arc<App>>) -> StatusCode {
     if app.alive.load(Relaxed) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
@@ -55,18 +56,24 @@ pub(super) async fn tokenize(
     let [tokens] = &prompts[..] else {
         return Err(ApiError::invalid("prompt", "one prompt at a time can be tokenized"));
     };
+    let strings = || tokens.iter().map(|&id| app.tokenizer.token(id)).collect::<Vec<_>>();
     Ok(Json(json!({
         "count": tokens.len(),
         "max_model_len": app.info.max_model_len,
         "tokens": tokens,
-        "token_strs": null,
+        "token_strs": (body.return_token_strs == Some(true)).then(strings),
     })))
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct DetokenizeBody {
     model: Option<String>,
-    tokens: Vec<u32>,
+    tokens: Option<Vec<u32>>,
+}
+
+impl RequestBody for DetokenizeBody {
+    const FIELDS: &'static [(&'static str, &'static str)] =
+        &[("model", "text"), ("tokens", "a list of token ids")];
 }
 
 /// `POST /detokenize`
@@ -76,17 +83,18 @@ pub(super) async fn detokenize(
 ) -> Result<Json<Value>, ApiError> {
     let body: DetokenizeBody = parse(body)?;
     GenerateBody::of_model(body.model).check_model(&app.info.model)?;
-    Ok(Json(json!({"prompt": app.tokenizer.decode(&body.tokens)?})))
+    let missing = || ApiError::invalid("tokens", "tokens is missing; send a list of token ids");
+    Ok(Json(json!({"prompt": app.tokenizer.decode(&body.tokens.ok_or_else(missing)?)?})))
 }
 
 /// `GET /headrace/info[?request_id=ID]`: the engine's set-up, and the numbers of its last pulls or of one request's.
-pub(super) async fn info(State(app): State<Arc<App>>, uri: Uri) -> Result<Json<Value>, ApiError> {
+pub(super) async fn info(State(app): State<Arc<App>>, uri: Uri) -> Json<Value> {
     let parameter = |pair: &str| pair.strip_prefix("request_id=").map(percent_decode);
     let request_id = uri.query().unwrap_or_default().split('&').find_map(parameter);
     let pulls = app.kv.log().find(request_id.as_deref());
-    let mut info = serde_json::to_value(&app.info).map_err(|error| ApiError::body(&error))?;
+    let mut info = json!(app.info);
     info["pulls"] = json!(pulls);
-    Ok(Json(info))
+    Json(info)
 }
 
 /// Decodes `%XX`; what is not a valid escape stays as it is.

@@ -4,6 +4,7 @@ mod body;
 mod error;
 mod generate;
 mod misc;
+mod parse;
 mod reply;
 
 use crate::events::EventEndpoints;
@@ -97,6 +98,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(generate::chat))
         .route("/v1/models", get(misc::models))
         .route("/health", get(misc::health))
+        .route("/ping", get(misc::health).post(misc::health))
         .route("/metrics", get(misc::metrics))
         .route("/version", get(misc::version))
         .route("/tokenize", post(misc::tokenize))

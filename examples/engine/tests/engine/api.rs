@@ -37,6 +37,12 @@ async fn completions_in_all_forms() {
     let tokens = engine.ok("/tokenize", &json!({"prompt": "The river carries"})).await;
     assert_eq!(tokens["count"], plain["usage"]["prompt_tokens"]);
     assert_eq!(tokens["max_model_len"], 2048);
+    assert_eq!(tokens["token_strs"], Value::Null);
+    let strings =
+        engine.ok("/tokenize", &json!({"prompt": "The river carries", "return_token_strs": true})).await;
+    let strings = strings["token_strs"].as_array().unwrap();
+    assert_eq!(strings.len(), tokens["tokens"].as_array().unwrap().len());
+    assert!(strings.iter().any(|token| token.as_str().unwrap().contains("ri")), "{strings:?}");
     let by_ids =
         json!({"prompt": tokens["tokens"], "max_tokens": 12, "temperature": 0, "return_token_ids": true});
     let by_ids = engine.ok("/v1/completions", &by_ids).await;
@@ -202,7 +208,7 @@ async fn bad_requests_are_answered_with_what_is_wrong() {
         let answer = engine.request(path).body(bad).send().await.unwrap();
         assert_eq!(answer.status(), 400);
         let answer: Value = answer.json().await.unwrap();
-        assert_eq!(answer["error"]["code"], "invalid_json");
+        assert_eq!(answer["error"]["kind"], "invalid_json");
         assert!(answer["error"]["message"].as_str().unwrap().contains(position), "{answer}");
     }
 
@@ -216,15 +222,22 @@ async fn bad_requests_are_answered_with_what_is_wrong() {
         ("temperature", json!(-1), "invalid_value"),
         ("top_p", json!(2), "invalid_value"),
         ("max_tokens", json!(0), "invalid_value"),
-        ("max_tokens", json!("ten"), "invalid_json"),
+        ("max_tokens", json!("ten"), "invalid_value"),
+        ("max_tokens", json!(-1), "invalid_value"),
+        ("prompt", json!({"text": "x"}), "invalid_value"),
         ("prompt", json!([1_000_000]), "invalid_value"),
     ] {
         let mut body = json!({"prompt": "x"});
         body[field] = value;
-        let (status, found, message) = engine.error(path, &body).await;
-        assert_eq!((status, found.as_str()), (400, code), "{field}: {message}");
+        let (status, answer) = engine.post(path, &body).await;
+        let error = &answer["error"];
+        assert_eq!((status.as_u16(), error["kind"].as_str()), (400, Some(code)), "{field}: {answer}");
+        assert_eq!((error["param"].as_str(), error["code"].as_u64()), (Some(field), Some(400)), "{answer}");
+        assert_eq!(error["type"], "BadRequestError");
     }
     assert_eq!(engine.error("/v1/nothing", &json!({})).await.0, 404);
+    assert_eq!(engine.error("/detokenize", &json!({})).await.0, 400);
+    assert!(engine.error(path, &json!(["x"])).await.2.contains("must be a JSON object"));
     assert_eq!(engine.error("/v1/models", &json!({})).await.0, 405);
     engine.ok(path, &json!({"prompt": "x", "max_tokens": 1, "never_heard_of": [1]})).await;
 }
@@ -255,6 +268,7 @@ async fn a_client_that_leaves_frees_its_blocks() {
 async fn probes_answer_and_a_signal_ends_the_process() {
     let mut engine = Engine::start(&[]);
     engine.get("/health").await;
+    engine.get("/ping").await;
     let models: Value = serde_json::from_str(&engine.get("/v1/models").await).unwrap();
     assert_eq!(models["data"][0]["id"], "tiny");
     assert_eq!(models["data"][0]["max_model_len"], 2048);

@@ -66,7 +66,7 @@ async fn of_many_that_use_the_same_params_one_succeeds() {
     let (good, bad): (Vec<_>, Vec<_>) = all.into_iter().partition(|(status, _)| status.is_success());
     assert_eq!(good.len(), 1);
     assert_eq!(token_ids(&good[0].1), reference);
-    assert!(bad.iter().all(|(_, answer)| answer["error"]["code"] == "kv_params_used"), "{bad:?}");
+    assert!(bad.iter().all(|(_, answer)| answer["error"]["kind"] == "kv_params_used"), "{bad:?}");
     source.wait_no_blocks().await;
     decode.wait_no_blocks().await;
 }
@@ -215,7 +215,7 @@ async fn a_prefill_engine_that_dies_while_being_read_is_named() {
     let response = pulling.await.unwrap().unwrap();
     assert_eq!(response.status(), 502);
     let answer: Value = response.json().await.unwrap();
-    assert_eq!(answer["error"]["code"], "kv_peer_lost", "{answer}");
+    assert_eq!(answer["error"]["kind"], "kv_peer_lost", "{answer}");
     decode.wait_no_blocks().await;
     decode.ok("/v1/completions", &completion(&prompt(20, 51), Choose::Greedy, 4)).await;
 }
@@ -226,7 +226,7 @@ async fn a_pull_that_does_not_get_on_ends_at_its_deadline() {
     let response = pulling.await.unwrap().unwrap();
     assert_eq!(response.status(), 504);
     let answer: Value = response.json().await.unwrap();
-    assert_eq!(answer["error"]["code"], "kv_pull_timeout", "{answer}");
+    assert_eq!(answer["error"]["kind"], "kv_pull_timeout", "{answer}");
     decode.wait_no_blocks().await;
     proxy.stall_after(u64::MAX);
     source.wait_no_blocks().await;

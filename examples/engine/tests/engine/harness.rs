@@ -115,12 +115,13 @@ impl Engine {
         answer
     }
 
-    /// A request that has to fail; status and code of the error.
+    /// A request that has to fail; status, kind and message of the error.
     pub async fn error(&self, path: &str, body: &Value) -> (u16, String, String) {
         let (status, answer) = self.post(path, body).await;
         let field = |name: &str| answer["error"][name].as_str().unwrap_or_default().to_owned();
         assert!(status.is_client_error() || status.is_server_error(), "{answer}");
-        (status.as_u16(), field("code"), field("message"))
+        assert_eq!(answer["error"]["code"], status.as_u16(), "{answer}");
+        (status.as_u16(), field("kind"), field("message"))
     }
 
     pub async fn get(&self, path: &str) -> String {
