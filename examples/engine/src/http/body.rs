@@ -1,12 +1,13 @@
 //! The JSON that clients send. Unknown fields are ignored; `null` is the same as nothing.
 
 use super::error::ApiError;
-use super::parse::RequestBody;
+use super::parse::{RequestBody, parse_inner};
+use crate::kv::HandOff;
 use crate::kv::params::Incoming;
 use crate::worker::Limits;
 use engine_model::{Message, SamplingParams};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ pub(crate) struct GenerateBody {
     pub(crate) stream_options: Option<StreamOptions>,
     pub(crate) return_token_ids: Option<bool>,
     pub(crate) return_token_strs: Option<bool>,
-    pub(crate) kv_transfer_params: Option<Incoming>,
+    kv_transfer_params: Option<Map<String, Value>>,
     cache_salt: Option<String>,
     max_tokens: Option<usize>,
     max_completion_tokens: Option<usize>,
@@ -82,6 +83,20 @@ impl RequestBody for GenerateBody {
         ("n", COUNT),
         ("best_of", COUNT),
         ("echo", FLAG),
+    ];
+}
+
+impl RequestBody for Incoming {
+    const FIELDS: &'static [(&'static str, &'static str)] = &[
+        ("do_remote_decode", FLAG),
+        ("do_remote_prefill", FLAG),
+        ("remote_block_ids", "a list of block numbers, or a list of such lists"),
+        ("remote_engine_id", TEXT),
+        ("remote_request_id", TEXT),
+        ("remote_host", TEXT),
+        ("remote_port", "a number from 0 to 65535"),
+        ("remote_num_tokens", COUNT),
+        ("tp_size", COUNT),
     ];
 }
 
@@ -262,6 +277,14 @@ impl GenerateBody {
             return Err(ApiError::invalid("stop", message));
         }
         Ok(stops)
+    }
+
+    /// What the request wants of the KV hand-off.
+    pub(crate) fn hand_off(&mut self) -> Result<HandOff, ApiError> {
+        let params = self.kv_transfer_params.take().unwrap_or_default();
+        let params: Incoming = parse_inner("kv_transfer_params", params)
+            .map_err(|error| ApiError { kind: "kv_params_invalid", ..error })?;
+        Ok(params.check()?)
     }
 
     /// What keeps the cached blocks of this request apart from others'.

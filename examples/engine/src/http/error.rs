@@ -51,9 +51,8 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_json", format!("malformed JSON: {error}"))
     }
 
-    /// The body is JSON, but not an object.
-    pub(crate) fn not_an_object() -> Self {
-        let message = "the body must be a JSON object with the fields of the request";
+    /// The body is JSON, but not of the right form.
+    pub(crate) fn form(message: &'static str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_json", message)
     }
 

@@ -143,7 +143,7 @@ fn requests(
     envelope: &Envelope,
     request_id: Option<String>,
 ) -> Result<Vec<Request>, ApiError> {
-    let mut hand_off = body.kv_transfer_params.take().unwrap_or_default().check()?;
+    let mut hand_off = body.hand_off()?;
     check_role(app.info.role, &hand_off, prompts.len())?;
     // A prefill ends after its first token, whatever the answer as a whole is to be.
     let max_tokens = if hand_off == HandOff::Give { Some(1) } else { body.max_tokens()? };

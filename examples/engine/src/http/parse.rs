@@ -31,12 +31,26 @@ fn read<T: RequestBody>(body: &[u8]) -> Result<T, ApiError> {
     }
     // Something has a wrong type. A second reading, which only bad requests pay for, finds out what.
     let value = serde_json::from_slice(body).map_err(|error| ApiError::malformed(&error))?;
-    let Value::Object(object) = value else { return Err(ApiError::not_an_object()) };
+    let Value::Object(object) = value else {
+        return Err(ApiError::form("the body must be a JSON object with the fields of the request"));
+    };
     match misfit::<T>(&object) {
         Some((name, expected)) => Err(ApiError::invalid(name, format!("{name} must be {expected}"))),
         // Every field is right by itself: one of them came twice, and the last one counts.
         None => T::deserialize(Value::Object(object))
-            .map_err(|_| ApiError::invalid("body", "a field of the request has the wrong type")),
+            .map_err(|_| ApiError::form("a field of the request has the wrong type")),
+    }
+}
+
+/// Reads an object within a body, the field `outer`.
+pub(super) fn parse_inner<T: RequestBody>(
+    outer: &'static str,
+    object: Map<String, Value>,
+) -> Result<T, ApiError> {
+    match misfit::<T>(&object) {
+        Some((name, expected)) => Err(ApiError::invalid(outer, format!("{outer}.{name} must be {expected}"))),
+        None => T::deserialize(Value::Object(object))
+            .map_err(|_| ApiError::invalid(outer, format!("{outer} must be an object"))),
     }
 }
 

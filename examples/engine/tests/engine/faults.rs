@@ -43,6 +43,11 @@ async fn params_are_used_once_and_only_for_their_prompt() {
     let (status, code, message) = pull_error(&decode, &body, &incomplete).await;
     assert_eq!((status, code.as_str()), (400, "kv_params_invalid"));
     assert!(message.contains("remote_host"), "{message}");
+    let mut damaged = params.clone();
+    damaged["remote_port"] = json!("here");
+    let (status, kind, message) = pull_error(&decode, &body, &damaged).await;
+    assert_eq!((status, kind.as_str()), (400, "kv_params_invalid"));
+    assert_eq!(message, "kv_transfer_params.remote_port must be a number from 0 to 65535");
 
     decode.ok("/v1/completions", &with_params(&body, &params)).await;
     for engine in [&decode, &other] {
