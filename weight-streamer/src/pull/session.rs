@@ -50,7 +50,8 @@ struct Shared<'a> {
     schedule: Mutex<Schedule>,
     stop: AtomicBool,
     notes: Sender<Note>,
-    landings: Sender<Landing>,
+    /// Gone when everything is over, so that no thread waits for more.
+    landings: Mutex<Option<Sender<Landing>>>,
 }
 
 /// Moves every missing chunk, or says why not. `failures` are the sources that were lost before.
@@ -66,6 +67,7 @@ pub(super) fn run(
     let missing = (0..count).filter(|id| job.partial.resumed().binary_search(id).is_err()).collect();
     let slots: Vec<_> = job.links.iter().map(|link| link.slots).collect();
     let schedule = Mutex::new(Schedule::new(missing, &slots));
+    let landings = Mutex::new(Some(landings));
     let shared = Shared { job, schedule, stop: AtomicBool::new(false), notes, landings };
     let landed = Mutex::new(landed);
     let result = std::thread::scope(|scope| {
@@ -77,7 +79,7 @@ pub(super) fn run(
             scope.spawn(|| shared.land_all(&landed));
         }
         let result = shared.follow(&noted, tally, progress, failures);
-        shared.stop.store(true, Ordering::Release);
+        shared.end();
         result
     });
     tally.asked(shared.lock().asked());
@@ -91,6 +93,13 @@ impl Shared<'_> {
 
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
+    }
+
+    /// Everything is over: no thread waits any longer, for chunks or for its source.
+    fn end(&self) {
+        self.stop.store(true, Ordering::Release);
+        *self.landings.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.job.links.iter().for_each(|link| link.peer.disconnect());
     }
 
     fn note(&self, note: Note) {
@@ -231,7 +240,10 @@ impl Shared<'_> {
         match Reply::decode(bytes)? {
             Reply::Chunk { ticket } => {
                 if let Some((chunk, slot)) = self.lock().arrived(source, ticket) {
-                    drop(self.landings.send(Landing { source, ticket, chunk, slot }));
+                    let landings = self.landings.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(landings) = landings.as_ref() {
+                        drop(landings.send(Landing { source, ticket, chunk, slot }));
+                    }
                 }
             }
             Reply::Refused { ticket, reason } => {
