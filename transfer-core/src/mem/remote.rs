@@ -44,10 +44,9 @@ impl RemoteRegion {
             value: self.info.len,
             max: usize::MAX as u64,
         })?;
-        let mapping = Mapping::of(file, len)?;
-        // Its owner has given it its memory; this fills our page table.
-        mapping.populate()?;
-        let mapping = Arc::new(mapping);
+        // Its owner has given it its memory. Our page table fills as it is touched, sixteen pages at a time for
+        // reads: filling it here would make the first transfer wait for all of a cache of many gigabytes.
+        let mapping = Arc::new(Mapping::of(file, len)?);
         let mut slot = self.mapping.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Arc::clone(slot.get_or_insert(mapping)))
     }
