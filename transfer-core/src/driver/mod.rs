@@ -119,20 +119,23 @@ impl Driver {
     /// Runs until the agent is dropped.
     pub(crate) fn run(mut self) {
         let mut ready = Vec::new();
+        let mut last_turn = self.shared.clock.now();
         while !self.shutdown {
             ready.clear();
-            let now = self.shared.clock.now();
-            let timeout = self.next_timeout().map(|at| at.after(now));
+            let timeout = self.next_timeout().map(|at| at.after(self.shared.clock.now()));
             if let Err(error) = self.epoll.wait(timeout, &mut ready) {
                 tracing::error!(%error, "the driver cannot wait; the agent ends");
                 break;
             }
+            let now = self.shared.clock.now();
             if let Some(timeout) = timeout {
-                self.excuse_if_held_up(now + timeout);
+                self.excuse_if_held_up(last_turn + timeout, now);
             }
+            last_turn = now;
             ready.drain(..).for_each(|ready| self.handle_ready(ready));
             self.handle_commands();
-            self.handle_timeouts();
+            // By the time of the wait: what passes from here on is noticed as a turn that took too long.
+            self.handle_timeouts(now);
             self.settle();
         }
         self.end();
@@ -140,8 +143,7 @@ impl Driver {
 
     /// A process that was held up itself (stopped, starved, paused with its machine) has not listened, so it cannot
     /// hold silence against its peers: their time begins anew.
-    fn excuse_if_held_up(&mut self, expected: Time) {
-        let now = self.shared.clock.now();
+    fn excuse_if_held_up(&mut self, expected: Time, now: Time) {
         if now > expected + self.shared.config.peer_timeout / 4 {
             tracing::warn!("this process was held up; peers get new time");
             self.for_each_link(|_, link| link.handle_bytes(&[], now));
@@ -272,8 +274,7 @@ impl Driver {
         self.resume_if_room();
     }
 
-    fn handle_timeouts(&mut self) {
-        let now = self.shared.clock.now();
+    fn handle_timeouts(&mut self, now: Time) {
         self.time_out_conns(now);
         self.resume_accepting(now);
         let due = |x: &mut Xfers, id| {
