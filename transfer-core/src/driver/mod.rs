@@ -252,11 +252,14 @@ impl Driver {
     /// Brings completions home until nothing moves any more, and drops peers that lost a connection.
     fn settle(&mut self) {
         loop {
+            // Lost peers first: what their connections took with them then ends as their loss, not as its own.
+            let lost = self.tcp.take_lost();
+            let any_lost = !lost.is_empty();
+            lost.into_iter().for_each(|peer| self.connection_lost(peer));
             let mut completions = std::mem::take(&mut self.completions);
             self.shm.poll(&mut completions);
             self.tcp.poll(&mut completions);
-            let lost = self.tcp.take_lost();
-            if completions.is_empty() && lost.is_empty() {
+            if completions.is_empty() && !any_lost {
                 self.completions = completions;
                 break;
             }
@@ -267,7 +270,6 @@ impl Driver {
                 }
             }
             self.completions = completions;
-            lost.into_iter().for_each(|peer| self.connection_lost(peer));
         }
         self.check_regions();
         self.flush_controls();
