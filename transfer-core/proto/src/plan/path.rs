@@ -77,7 +77,7 @@ pub enum Reason {
     NotAllowed,
     /// No Unix socket leads to the peer: another host, or another network namespace.
     OtherHost,
-    /// The peer runs as another user, or does not allow it.
+    /// The peer does not allow it.
     Refused,
     /// A region of the peer was not allocated by its agent, so there is no file to map.
     ForeignMemory,
@@ -94,7 +94,7 @@ impl fmt::Display for Reason {
             Self::BetterPath => "a better path is there",
             Self::NotAllowed => "the configuration leaves it out",
             Self::OtherHost => "no Unix socket leads to the peer (other host or network namespace)",
-            Self::Refused => "the peer runs as another user or leaves it out",
+            Self::Refused => "the peer leaves it out",
             Self::ForeignMemory => "a region of the peer was registered, not allocated by its agent",
             Self::PtraceDenied => {
                 "the kernel's ptrace rules forbid it (kernel.yama.ptrace_scope, user, container)"
