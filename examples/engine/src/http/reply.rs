@@ -71,24 +71,8 @@ impl Envelope {
     pub(crate) fn complete(&self, choices: &[Choice], prompts: &[Vec<u32>], usage: Usage) -> Value {
         let mut map = self.object(false);
         let listed = choices.iter().zip(prompts).enumerate().map(|(index, (choice, prompt))| {
-            let (reason, stop_reason) = finish_fields(choice.finished.as_ref());
-            let mut fields = Map::new();
-            fields.insert("index".into(), json!(index));
-            if self.chat {
-                fields.insert("message".into(), json!({"role": "assistant", "content": choice.text}));
-            } else {
-                fields.insert("text".into(), json!(choice.text));
-            }
-            fields.insert("logprobs".into(), Value::Null);
-            fields.insert("finish_reason".into(), reason);
-            fields.insert("stop_reason".into(), stop_reason);
-            if self.return_token_ids {
-                fields.insert("token_ids".into(), json!(choice.token_ids));
-                if !self.chat {
-                    fields.insert("prompt_token_ids".into(), json!(prompt));
-                }
-            }
-            Value::Object(fields)
+            let message = || ("message", json!({"role": "assistant", "content": choice.text}));
+            self.choice(index, choice, message, (!self.chat).then_some(prompt.as_slice()))
         });
         let listed: Vec<Value> = listed.collect();
         map.insert("choices".into(), Value::Array(listed));
@@ -119,14 +103,24 @@ impl Envelope {
     /// of a completion. A stream never carries `kv_transfer_params`: who wants to hand over asks for a whole answer.
     pub(crate) fn chunk(&self, index: usize, choice: &Choice, prompt: Option<&[u32]>) -> Value {
         let mut map = self.object(true);
+        let delta = || ("delta", json!({"content": choice.text}));
+        map.insert("choices".into(), json!([self.choice(index, choice, delta, prompt)]));
+        Value::Object(map)
+    }
+
+    /// One entry of `choices`. `chat` is how a chat carries the text; `prompt` goes with it where ids are asked for.
+    fn choice(
+        &self,
+        index: usize,
+        choice: &Choice,
+        chat: impl FnOnce() -> (&'static str, Value),
+        prompt: Option<&[u32]>,
+    ) -> Value {
         let (reason, stop_reason) = finish_fields(choice.finished.as_ref());
+        let (name, text) = if self.chat { chat() } else { ("text", json!(choice.text)) };
         let mut fields = Map::new();
         fields.insert("index".into(), json!(index));
-        if self.chat {
-            fields.insert("delta".into(), json!({"content": choice.text}));
-        } else {
-            fields.insert("text".into(), json!(choice.text));
-        }
+        fields.insert(name.into(), text);
         fields.insert("logprobs".into(), Value::Null);
         fields.insert("finish_reason".into(), reason);
         fields.insert("stop_reason".into(), stop_reason);
@@ -136,8 +130,7 @@ impl Envelope {
                 fields.insert("prompt_token_ids".into(), json!(prompt));
             }
         }
-        map.insert("choices".into(), json!([fields]));
-        Value::Object(map)
+        Value::Object(fields)
     }
 
     /// The last chunk of a stream whose client asked for the usage.
