@@ -160,16 +160,17 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::memfd::{Mapping, Memfd, MemfdOptions};
 
     #[test]
     fn a_descriptor_travels_with_its_bytes() {
         let (a, b) = UnixStream::pair().unwrap();
-        let file = crate::memfd::create("passed", 4096).unwrap();
-        assert_eq!(send_with_fd(a.as_fd(), b"here", file.as_fd()).unwrap(), 4);
+        let memfd = Memfd::create(&MemfdOptions::new("passed", 4096)).unwrap();
+        assert_eq!(send_with_fd(a.as_fd(), b"here", memfd.file().as_fd()).unwrap(), 4);
         let mut out = [0; 16];
         let (n, fd) = recv_with_fd(b.as_fd(), &mut out).unwrap();
         assert_eq!(&out[..n], b"here");
-        crate::memfd::Mapping::of(&fd.unwrap(), 4096).unwrap();
+        Mapping::of(&fd.unwrap(), 4096).unwrap();
         assert_eq!(send_plain(&a, b"no fd"), 5);
         let (n, fd) = recv_with_fd(b.as_fd(), &mut out).unwrap();
         assert_eq!((&out[..n], fd.is_none()), (&b"no fd"[..], true));

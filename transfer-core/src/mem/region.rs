@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 
 use transfer_proto::id::RegionId;
 use transfer_proto::proto::metadata::{RegionInfo, RegionKind};
-use transfer_sys::memfd::{self, Mapping};
+use transfer_sys::memfd::{Memfd, MemfdOptions};
 use transfer_sys::{RawRange, copy};
 
 use super::gate::{Gate, Gated};
@@ -18,8 +18,8 @@ use crate::shared::Shared;
 /// Where the bytes of a region live, and who frees them.
 #[derive(Debug)]
 enum Memory {
-    /// A file that peers map too. The mapping goes first.
-    Allocated { mapping: Mapping, file: OwnedFd },
+    /// A file that peers map too.
+    Allocated { memfd: Memfd },
     /// A buffer that the region owns; kept as a raw range, since peers write into it.
     Owned { buffer: RawRange },
     /// Memory that the application promised to keep.
@@ -29,7 +29,7 @@ enum Memory {
 impl Memory {
     fn range(&self) -> RawRange {
         match self {
-            Self::Allocated { mapping, .. } => mapping.range(),
+            Self::Allocated { memfd } => memfd.range(),
             Self::Owned { buffer } => *buffer,
             Self::Borrowed { range } => *range,
         }
@@ -74,7 +74,7 @@ impl RegionCore {
     /// The file that a peer can map, where there is one.
     pub(crate) fn file(&self) -> Option<&OwnedFd> {
         match &self.memory {
-            Memory::Allocated { file, .. } => Some(file),
+            Memory::Allocated { memfd } => Some(memfd.file()),
             _ => None,
         }
     }
@@ -88,10 +88,9 @@ impl RegionCore {
 
 /// Memory from a new shared file.
 pub(crate) fn alloc(len: usize, label: &str) -> Result<impl FnOnce(RegionId) -> RegionCore> {
-    let file = memfd::create(label, len)?;
-    let mapping = Mapping::of(&file, len)?;
-    mapping.populate()?;
-    Ok(named(Memory::Allocated { mapping, file }, label))
+    let memfd = Memfd::create(&MemfdOptions::new(label, len))?;
+    memfd.populate()?;
+    Ok(named(Memory::Allocated { memfd }, label))
 }
 
 /// Memory that comes with the call.
