@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 
 use transfer_proto::id::RegionId;
-use transfer_proto::proto::metadata::{RegionInfo, RegionKind};
+use transfer_proto::proto::metadata::{Access, Generations, RegionInfo, RegionKind};
 use transfer_sys::memfd::{Memfd, MemfdOptions};
 use transfer_sys::{RawRange, copy};
 
@@ -82,7 +82,9 @@ impl RegionCore {
     pub(crate) fn info(&self) -> RegionInfo {
         let kind = if self.file().is_some() { RegionKind::Allocated } else { RegionKind::Foreign };
         let range = self.range();
-        RegionInfo::new(self.id, range.len() as u64, self.label.clone(), kind, range.addr().addr() as u64)
+        let (base, len) = (range.addr().addr() as u64, range.len() as u64);
+        let generations = Generations::new(0, len.max(1), 0);
+        RegionInfo::new(self.id, (base, len), self.label.clone(), kind, Access::ReadWrite, generations)
     }
 }
 

@@ -23,6 +23,7 @@ pub struct Desc {
     offset: u64,
     len: u64,
     stride: u64,
+    generation: u64,
     shape: Shape,
 }
 
@@ -38,19 +39,19 @@ impl Desc {
     /// One span: `len` bytes at `offset`.
     #[must_use]
     pub fn contiguous(region: RegionId, offset: u64, len: u64) -> Self {
-        Self { region, offset, len, stride: len, shape: Shape::Count(1) }
+        Self { region, offset, len, stride: len, generation: 0, shape: Shape::Count(1) }
     }
 
     /// `count` spans of `len` bytes, each `stride` bytes after the last, the first at `offset`.
     #[must_use]
     pub fn strided(region: RegionId, offset: u64, len: u64, stride: u64, count: u32) -> Self {
-        Self { region, offset, len, stride, shape: Shape::Count(count) }
+        Self { region, offset, len, stride, generation: 0, shape: Shape::Count(count) }
     }
 
     /// One span of `page_len` bytes for each page, page `i` at `offset + i * stride`.
     #[must_use]
     pub fn paged(region: RegionId, offset: u64, page_len: u64, stride: u64, pages: Vec<u32>) -> Self {
-        Self { region, offset, len: page_len, stride, shape: Shape::Pages(pages) }
+        Self { region, offset, len: page_len, stride, generation: 0, shape: Shape::Pages(pages) }
     }
 
     /// The same rule in another region, such as the peer's twin of a local one.
@@ -58,6 +59,20 @@ impl Desc {
     pub fn in_region(mut self, region: RegionId) -> Self {
         self.region = region;
         self
+    }
+
+    /// The same rule for what the region's owner had there at `generation`: once the owner revokes one of the
+    /// blocks, accesses to it fail. Without it (0), for what was there since the region was registered.
+    #[must_use]
+    pub fn at_generation(mut self, generation: u64) -> Self {
+        self.generation = generation;
+        self
+    }
+
+    /// Which generation of the region's contents it names; 0 for the first.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// The region that the spans lie in.
@@ -174,11 +189,11 @@ impl DescList {
         self.descs.push(desc);
     }
 
-    /// Appends a span, as part of the last descriptor where it continues that one's rule. `stride` is the
-    /// distance at which its likes lie, if they do.
-    pub fn push_span(&mut self, region: RegionId, offset: u64, len: u64, stride: u64) {
+    /// Appends a span of a descriptor, as part of the last descriptor here where it continues that one's rule.
+    pub fn push_span(&mut self, of: &Desc, offset: u64, len: u64) {
+        let Desc { region, stride, generation, .. } = *of;
         if let Some(last) = self.descs.last_mut()
-            && last.region == region
+            && (last.region, last.generation) == (region, generation)
             && last.absorb(offset, len, stride)
         {
             self.count = self.firsts.last().copied().unwrap_or(0) + u64::from(last.count());
@@ -190,7 +205,7 @@ impl DescList {
                 .map(|page| Desc::paged(region, start, len, stride, alloc::vec![page])),
             None => None,
         };
-        self.push(rule.unwrap_or_else(|| Desc::contiguous(region, offset, len)));
+        self.push(rule.unwrap_or_else(|| Desc::contiguous(region, offset, len)).at_generation(generation));
     }
 
     /// The descriptors.
@@ -281,12 +296,6 @@ impl DescList {
             }
             (*desc, *within) = (*desc + 1, 0);
         }
-    }
-
-    /// The distance at which the spans of a descriptor lie.
-    #[must_use]
-    pub fn stride(&self, desc: u32) -> u64 {
-        self.descs.get(desc as usize).map_or(0, |d| d.stride)
     }
 }
 
@@ -432,19 +441,23 @@ mod tests {
     proptest! {
         #[test]
         fn spans_pushed_one_by_one_come_back(
-            list in prop::collection::vec((0_u32..3, 0_u64..50, 1_u64..5, 0_u64..3), 0..60)
+            list in prop::collection::vec((0_u32..3, 0_u64..50, 1_u64..5, 0_u64..3, 0_u64..2), 0..60)
         ) {
             let mut built = DescList::new();
             let mut wanted = Vec::new();
-            for (r, page, len, extra) in list {
+            for (r, page, len, extra, generation) in list {
                 let stride = len + extra;
-                built.push_span(region(r), page * stride, len, stride);
-                wanted.push((region(r), page * stride, len));
+                let of = Desc::paged(region(r), 0, len, stride, Vec::new()).at_generation(generation);
+                built.push_span(&of, page * stride, len);
+                wanted.push((region(r), generation, page * stride, len));
             }
             prop_assert_eq!(built.count(), wanted.len() as u64);
             let mut cursor = Cursor::default();
             let got: Vec<_> = core::iter::from_fn(|| cursor.next(&built, &Selection::All))
-                .map(|s| (built.descs()[s.desc as usize].region(), s.offset, s.len))
+                .map(|s| {
+                    let desc = &built.descs()[s.desc as usize];
+                    (desc.region(), desc.generation(), s.offset, s.len)
+                })
                 .collect();
             prop_assert_eq!(got, wanted);
         }

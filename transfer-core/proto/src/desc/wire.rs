@@ -1,4 +1,4 @@
-//! The codec of descriptor lists. A page costs four bytes, a descriptor at most 41.
+//! The codec of descriptor lists. A page costs four bytes, a descriptor at most 49.
 
 use alloc::vec::Vec;
 
@@ -9,6 +9,8 @@ use crate::id::RegionId;
 const CONTIGUOUS: u8 = 0;
 const STRIDED: u8 = 1;
 const PAGED: u8 = 2;
+/// Set in the tag where a generation follows the length.
+const GENERATION: u8 = 0x80;
 /// The shortest descriptor: tag, region, offset, length.
 const DESC_BYTES_MIN: usize = 1 + 3 * 8;
 
@@ -45,9 +47,12 @@ impl Desc {
             Shape::Count(_) => STRIDED,
             Shape::Pages(_) => PAGED,
         };
-        out.push(tag);
+        out.push(if self.generation == 0 { tag } else { tag | GENERATION });
         for field in [self.region.to_u64(), self.offset, self.len] {
             out.extend_from_slice(&field.to_le_bytes());
+        }
+        if self.generation != 0 {
+            out.extend_from_slice(&self.generation.to_le_bytes());
         }
         if tag != CONTIGUOUS {
             out.extend_from_slice(&self.stride.to_le_bytes());
@@ -63,11 +68,12 @@ impl Desc {
         let region = RegionId::from_u64(reader.u64("region")?);
         let offset = reader.u64("offset")?;
         let len = reader.u64("length")?;
-        match tag {
-            CONTIGUOUS => Ok(Self::contiguous(region, offset, len)),
+        let generation = if tag & GENERATION == 0 { 0 } else { reader.u64("generation")? };
+        let desc = match tag & !GENERATION {
+            CONTIGUOUS => Self::contiguous(region, offset, len),
             STRIDED => {
                 let stride = reader.u64("stride")?;
-                Ok(Self::strided(region, offset, len, stride, reader.u32("span count")?))
+                Self::strided(region, offset, len, stride, reader.u32("span count")?)
             }
             PAGED => {
                 let stride = reader.u64("stride")?;
@@ -76,10 +82,11 @@ impl Desc {
                 let raw = reader.bytes("pages", count * 4)?;
                 let pages =
                     raw.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-                Ok(Self::paged(region, offset, len, stride, pages))
+                Self::paged(region, offset, len, stride, pages)
             }
-            _ => Err(DecodeError::Invalid { what: "descriptor shape", value: u64::from(tag) }),
-        }
+            _ => return Err(DecodeError::Invalid { what: "descriptor shape", value: u64::from(tag) }),
+        };
+        Ok(desc.at_generation(generation))
     }
 }
 
@@ -97,10 +104,11 @@ mod tests {
             any::<u32>().prop_map(|count| Shape::Count(count % 1000)),
             prop::collection::vec(any::<u32>(), 0..50).prop_map(Shape::Pages),
         ];
-        (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>(), shape).prop_map(
-            |(region, offset, len, stride, shape)| {
+        let generation = prop_oneof![Just(0), any::<u64>()];
+        (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>(), generation, shape).prop_map(
+            |(region, offset, len, stride, generation, shape)| {
                 let region = RegionId::from_u64(region);
-                Desc { region, offset, len, stride, shape }
+                Desc { region, offset, len, stride, generation, shape }
             },
         )
     }

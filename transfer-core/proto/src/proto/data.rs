@@ -77,6 +77,10 @@ pub enum Status {
     BadSpan,
     /// The payload does not have as many bytes as the spans.
     BadLength,
+    /// The owner has revoked a block since the generation that the descriptor names.
+    Stale,
+    /// The region is for reading only.
+    ReadOnly,
 }
 
 /// A header.
@@ -118,6 +122,8 @@ impl DataHeader {
             Status::Ok => 0,
             Status::BadSpan => 1,
             Status::BadLength => 2,
+            Status::Stale => 3,
+            Status::ReadOnly => 4,
         };
         out[4..8].copy_from_slice(&self.descs_len.to_le_bytes());
         out[8..16].copy_from_slice(&self.xfer.to_u64().to_le_bytes());
@@ -143,6 +149,8 @@ impl DataHeader {
             0 => Status::Ok,
             1 => Status::BadSpan,
             2 => Status::BadLength,
+            3 => Status::Stale,
+            4 => Status::ReadOnly,
             value => return Err(DecodeError::Invalid { what: "status", value: u64::from(value) }),
         };
         let _reserved = r.u16("reserved")?;

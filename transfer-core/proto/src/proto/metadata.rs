@@ -23,6 +23,9 @@ pub const ADDRESSES_MAX: usize = 64;
 /// The most regions of one agent.
 pub const REGIONS_MAX: usize = 1 << 16;
 
+/// The shortest description of a region.
+const REGION_BYTES_MIN: usize = 6 * 8 + 2 + 4;
+
 /// Where the memory of a region came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -31,6 +34,53 @@ pub enum RegionKind {
     Allocated,
     /// Any memory of the process.
     Foreign,
+}
+
+/// What peers may do with a region.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Access {
+    /// Read it.
+    ReadOnly,
+    /// Read and write it.
+    #[default]
+    ReadWrite,
+}
+
+/// Where the generations of a region stand in its owner's table, for peers of the same host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Generations {
+    /// Index of the first block's generation in the table.
+    pub first: u64,
+    /// Bytes of a block, each of which has one generation. Never zero.
+    pub block_bytes: u64,
+    /// Generation of the whole region when it was registered.
+    pub born: u64,
+}
+
+impl Generations {
+    /// All fields.
+    #[must_use]
+    pub fn new(first: u64, block_bytes: u64, born: u64) -> Self {
+        Self { first, block_bytes, born }
+    }
+
+    /// The blocks that `len` bytes at `offset` touch, as indices of the table: first and one past the last.
+    #[must_use]
+    pub fn blocks(&self, offset: u64, len: u64) -> (u64, u64) {
+        let block = self.block_bytes.max(1);
+        let first = offset / block;
+        let end = if len == 0 { first } else { (offset + (len - 1)) / block + 1 };
+        (self.first.wrapping_add(first), self.first.wrapping_add(end))
+    }
+
+    /// Whether who names `generation` may still access a block that was revoked last at `current`. Generation 0
+    /// stands for the one at which the region was registered.
+    #[must_use]
+    pub fn admits(&self, generation: u64, current: u64) -> bool {
+        current <= if generation == 0 { self.born } else { generation }
+    }
 }
 
 /// A region, as its owner describes it.
@@ -47,13 +97,24 @@ pub struct RegionInfo {
     pub kind: RegionKind,
     /// Address in the owner's process, for [`crate::plan::Path::ProcessMemory`]. Never a pointer here.
     pub base: u64,
+    /// What peers may do with it.
+    pub access: Access,
+    /// Its generations.
+    pub generations: Generations,
 }
 
 impl RegionInfo {
     /// All fields.
     #[must_use]
-    pub fn new(id: RegionId, len: u64, label: String, kind: RegionKind, base: u64) -> Self {
-        Self { id, len, label, kind, base }
+    pub fn new(
+        id: RegionId,
+        (base, len): (u64, u64),
+        label: String,
+        kind: RegionKind,
+        access: Access,
+        generations: Generations,
+    ) -> Self {
+        Self { id, len, label, kind, base, access, generations }
     }
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
@@ -64,6 +125,14 @@ impl RegionInfo {
             RegionKind::Allocated => 0,
             RegionKind::Foreign => 1,
         });
+        out.push(match self.access {
+            Access::ReadWrite => 0,
+            Access::ReadOnly => 1,
+        });
+        let Generations { first, block_bytes, born } = self.generations;
+        for field in [first, block_bytes, born] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
         put_blob(out, self.label.as_bytes());
     }
 
@@ -76,10 +145,21 @@ impl RegionInfo {
             1 => RegionKind::Foreign,
             value => return Err(DecodeError::Invalid { what: "region kind", value: u64::from(value) }),
         };
+        let access = match reader.u8("region access")? {
+            0 => Access::ReadWrite,
+            1 => Access::ReadOnly,
+            value => return Err(DecodeError::Invalid { what: "region access", value: u64::from(value) }),
+        };
+        let (first, block_bytes) = (reader.u64("first generation")?, reader.u64("block length")?);
+        let generations = Generations { first, block_bytes, born: reader.u64("region generation")? };
+        if block_bytes == 0 || first.checked_add(len.div_ceil(block_bytes)).is_none() {
+            return Err(DecodeError::Invalid { what: "block length", value: block_bytes });
+        }
         if base.checked_add(len).is_none() {
             return Err(DecodeError::Invalid { what: "region length", value: len });
         }
-        Ok(Self { id, len, label: reader.text("region label", LABEL_MAX)?, kind, base })
+        let label = reader.text("region label", LABEL_MAX)?;
+        Ok(Self { id, len, label, kind, base, access, generations })
     }
 }
 
@@ -138,7 +218,7 @@ impl AgentMetadata {
         let app = reader.blob("application metadata", APP_METADATA_MAX)?.to_vec();
         let count = reader.count("address count", 4, ADDRESSES_MAX)?;
         let addresses = (0..count).map(|_| reader.text("address", ADDRESS_MAX)).collect::<Result<_, _>>()?;
-        let count = reader.count("region count", 29, REGIONS_MAX)?;
+        let count = reader.count("region count", REGION_BYTES_MIN, REGIONS_MAX)?;
         let regions = (0..count).map(|_| RegionInfo::decode(reader)).collect::<Result<_, _>>()?;
         Ok(Self { name, incarnation, addresses, local_name, app, regions })
     }
@@ -185,9 +265,30 @@ pub(crate) mod tests {
         sample.addresses = vec!["tcp://127.0.0.1:4000".to_string()];
         sample.local_name = "headrace-x".to_string();
         sample.app = vec![1, 2, 3];
-        let (id, label) = (RegionId::new(3, 4), "kv".to_string());
-        sample.regions = vec![RegionInfo::new(id, 4096, label, RegionKind::Allocated, 0x7000)];
+        sample.regions = vec![region(RegionId::new(3, 4))];
         sample
+    }
+
+    pub(crate) fn region(id: RegionId) -> RegionInfo {
+        let generations = Generations::new(5, 1024, 7);
+        let (kind, access) = (RegionKind::Allocated, Access::ReadOnly);
+        RegionInfo::new(id, (0x7000, 4096), "kv".to_string(), kind, access, generations)
+    }
+
+    #[test]
+    fn spans_touch_the_blocks_that_their_bytes_lie_in() {
+        let generations = Generations::new(10, 16, 3);
+        assert_eq!(generations.blocks(0, 16), (10, 11));
+        assert_eq!(generations.blocks(15, 2), (10, 12));
+        assert_eq!(generations.blocks(32, 0), (12, 12));
+        assert_eq!(generations.blocks(31, 34), (11, 15));
+    }
+
+    #[test]
+    fn a_generation_holds_until_the_block_is_revoked() {
+        let generations = Generations::new(0, 16, 3);
+        assert!(generations.admits(0, 3) && generations.admits(3, 3) && generations.admits(9, 9));
+        assert!(!generations.admits(0, 4) && !generations.admits(3, 4) && !generations.admits(2, 3));
     }
 
     #[test]

@@ -55,6 +55,8 @@ fn status_text(status: Status) -> &'static str {
         Status::Ok => "without a reason",
         Status::BadSpan => "a span lies outside its regions, or the region was deregistered",
         Status::BadLength => "payload and spans differ in length",
+        Status::Stale => "its owner has revoked a block that it touches",
+        Status::ReadOnly => "the region is for reading only",
     }
 }
 

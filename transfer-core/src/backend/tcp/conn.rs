@@ -125,8 +125,7 @@ impl Conn {
         let mut descs = DescList::new();
         let mut ranges = Vec::with_capacity(slice.pieces.len());
         for piece in &slice.pieces {
-            let region = remote.descs()[piece.remote.0 as usize].region();
-            descs.push_span(region, piece.remote.1, piece.len, remote.stride(piece.remote.0));
+            descs.push_span(&remote.descs()[piece.remote.0 as usize], piece.remote.1, piece.len);
             // Pieces are made from the list, so they lie in it.
             let range = core.local.core.range(piece);
             ranges.push(range.ok_or_else(|| slice.failed(SliceError::WrongReply))?);
