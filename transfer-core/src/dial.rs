@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use transfer_proto::id::Incarnation;
+use transfer_proto::id::{Incarnation, RailId};
 use transfer_proto::plan::{Path, Reason};
 use transfer_proto::proto::data::DataHello;
 use transfer_proto::proto::local::{LOCAL_BYTES, LocalMessage};
@@ -149,7 +149,9 @@ impl Dial<'_> {
             return Ok(Vec::new());
         }
         let Some(address) = self.data_address(addresses)? else { return Ok(Vec::new()) };
-        (0..self.agent.config.tcp_streams).map(|_| self.data_connection(address, token)).collect()
+        // Both sides count them alike.
+        let rails = (0..).map(|slot| RailId::new(slot, 0)).take(self.agent.config.tcp_streams);
+        rails.map(|rail| self.data_connection(address, token, rail)).collect()
     }
 
     /// Where the peer was reached, else where it says that it listens.
@@ -166,7 +168,7 @@ impl Dial<'_> {
         Ok(None)
     }
 
-    fn data_connection(&self, address: SocketAddr, token: u64) -> Result<TcpStream> {
+    fn data_connection(&self, address: SocketAddr, token: u64, rail: RailId) -> Result<TcpStream> {
         let fail = |e: &std::io::Error| self.lost("data", e);
         let mut stream = TcpStream::connect_timeout(&address, self.left()?).map_err(|e| fail(&e))?;
         stream.set_nodelay(true).map_err(|e| fail(&e))?;
@@ -174,7 +176,7 @@ impl Dial<'_> {
         if let Some(bytes) = self.agent.config.tcp_buffer_bytes {
             socket::set_buffers(stream.as_fd(), bytes)?;
         }
-        let hello = DataHello::new(self.agent.incarnation, token).encode();
+        let hello = DataHello::new(self.agent.incarnation, token, rail).encode();
         stream.write_all(&[&preamble::encode(Kind::Data)[..], &hello[..]].concat()).map_err(|e| fail(&e))?;
         // The peer answers with its preamble once it has taken the connection in.
         let mut answer = [0; PREAMBLE_BYTES];

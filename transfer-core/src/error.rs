@@ -8,7 +8,7 @@ use transfer_proto::id::{Incarnation, RegionId};
 use transfer_proto::plan::Explanation;
 use transfer_proto::proto::link::{LinkError, NotifError};
 use transfer_proto::proto::preamble::{PreambleError, VERSION};
-use transfer_proto::proto::xfer::SliceError;
+use transfer_proto::proto::xfer::Failure;
 use transfer_sys::OsError;
 
 /// Result of a call to the engine.
@@ -135,14 +135,12 @@ pub enum Error {
         cause: LinkError,
     },
     /// A slice of a transfer failed.
-    #[error("transfer with {peer} failed at slice {slice}: {source}")]
+    #[error("transfer with {peer} failed at {source}")]
     TransferFailed {
         /// Which peer.
         peer: String,
-        /// Which slice.
-        slice: u32,
-        /// How.
-        source: SliceError,
+        /// Which slice, where, and how.
+        source: Failure,
     },
     /// The transfer's deadline passed. Nothing touches its local buffers any more.
     #[error("transfer with {peer} did not finish within {} ms", .timeout.as_millis())]
@@ -210,11 +208,13 @@ impl Error {
     /// Whether the same call may succeed later, or with another peer.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
+        if let Self::TransferFailed { source, .. } = self {
+            return source.is_retryable();
+        }
         matches!(
             self,
             Self::Unreachable { .. }
                 | Self::PeerLost { .. }
-                | Self::TransferFailed { .. }
                 | Self::Deadline { .. }
                 | Self::WaitTimedOut(_)
                 | Self::NotNotified { source: NotifError::Busy { .. }, .. }

@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use transfer_proto::id::{Incarnation, RegionId};
 use transfer_proto::plan::Path;
 use transfer_proto::proto::metadata::{AgentMetadata, RegionInfo};
+use transfer_proto::proto::xfer::Failure;
 use transfer_sys::memfd::Mapping;
 use transfer_sys::poll::EventFd;
 
@@ -193,7 +194,11 @@ impl Shared {
         }
         let outcome = match moved {
             _ if !peer.is_up() => Err(peer.lost_error()),
-            Err(source) => Err(Error::TransferFailed { peer: peer.name.clone(), slice: 0, source }),
+            Err(error) => {
+                // All of it is one slice.
+                let source = Failure::new(0, (0, 0), error);
+                Err(Error::TransferFailed { peer: peer.name.clone(), source })
+            }
             Ok(bytes) => Ok(self.done(&core, bytes)),
         };
         if let Some(bytes) = notif.filter(|_| outcome.is_ok()) {

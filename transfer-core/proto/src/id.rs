@@ -89,3 +89,8 @@ slot_id! {
     /// One transfer of one agent.
     XferId
 }
+slot_id! {
+    /// One way for bytes between two agents, such as a data connection. The slot is the way, the generation counts
+    /// how often it was opened; both sides call it the same.
+    RailId
+}

@@ -5,7 +5,7 @@ pub(crate) mod tcp;
 
 use std::sync::Arc;
 
-use transfer_proto::id::XferId;
+use transfer_proto::id::{RailId, XferId};
 use transfer_proto::plan::Piece;
 use transfer_proto::proto::xfer::SliceError;
 
@@ -14,6 +14,7 @@ use crate::xfer::XferCore;
 /// Some bytes of a transfer.
 pub(crate) struct Slice {
     pub(crate) xfer: XferId,
+    /// The number under which it was posted.
     pub(crate) slice: u32,
     pub(crate) bytes: u64,
     pub(crate) pieces: Vec<Piece>,
@@ -21,17 +22,20 @@ pub(crate) struct Slice {
 }
 
 impl Slice {
-    /// The completion of a slice that was not moved.
+    /// The completion of a slice of which no byte was moved.
     pub(crate) fn failed(&self, error: SliceError) -> Completion {
-        Completion { xfer: self.xfer, slice: self.slice, result: Err(error) }
+        Completion { xfer: self.xfer, slice: self.slice, rail: None, result: Err(error) }
     }
 }
 
-/// A slice that nothing touches any more.
+/// A slice that nothing touches any more; but where its rail was lost, the peer may still take in some of it until
+/// it has closed that rail too.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Completion {
     pub(crate) xfer: XferId,
     pub(crate) slice: u32,
+    /// What carried it.
+    pub(crate) rail: Option<RailId>,
     pub(crate) result: Result<u64, SliceError>,
 }
 

@@ -40,11 +40,11 @@ impl Shm {
         let run = move || {
             for slice in work {
                 let result = if slice.core.is_stopped() {
-                    Err(SliceError::RailLost)
+                    Err(SliceError::Abandoned)
                 } else {
                     move_pieces(&slice.core, &slice.pieces).map(|()| slice.bytes)
                 };
-                let completion = Completion { xfer: slice.xfer, slice: slice.slice, result };
+                let completion = Completion { xfer: slice.xfer, slice: slice.slice, rail: None, result };
                 // The memory is let go of before that is said.
                 drop(slice);
                 if done.send(completion).is_err() {

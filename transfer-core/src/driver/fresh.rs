@@ -235,7 +235,7 @@ impl Driver {
         stream.send(&preamble::encode(Kind::Data))?;
         if let Stream::Tcp(stream) = stream {
             // It was watched as a fresh connection; the backend goes on under the same token.
-            self.tcp.adopt(token, stream, peer);
+            self.tcp.adopt(token, stream, peer, hello.rail);
         }
         Ok(())
     }

@@ -237,10 +237,8 @@ impl Driver {
             Outcome::Done { bytes } => Ok(self.shared.done(&core, bytes)),
             Outcome::Cancelled => Err(Error::Cancelled),
             Outcome::Deadline => Err(Error::Deadline { peer: name, timeout: core.timeout }),
-            Outcome::Failed { .. } | Outcome::PeerLost if !peer.is_up() => Err(peer.lost_error()),
-            Outcome::Failed { slice, error } => {
-                Err(Error::TransferFailed { peer: name, slice, source: error })
-            }
+            Outcome::Failed(_) | Outcome::PeerLost if !peer.is_up() => Err(peer.lost_error()),
+            Outcome::Failed(source) => Err(Error::TransferFailed { peer: name, source }),
             _ => Err(peer.lost_error()),
         };
         if let Some(bytes) = posted.notif.take().filter(|_| result.is_ok()) {
@@ -265,7 +263,7 @@ impl Driver {
             }
             for completion in completions.drain(..) {
                 if let Some(task) = self.xfers.get(completion.xfer) {
-                    task.state.handle_completion(completion.slice, completion.result);
+                    task.state.handle_completion(completion.slice, completion.rail, completion.result);
                     self.pump(completion.xfer);
                 }
             }

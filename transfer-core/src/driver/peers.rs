@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, PoisonError};
 
 use crossbeam_channel::Sender;
-use transfer_proto::id::{Incarnation, RegionId};
+use transfer_proto::id::{Incarnation, RailId, RegionId};
 use transfer_proto::plan::Reason;
 use transfer_proto::proto::control::Farewell;
 use transfer_proto::proto::link::{Link, LinkError, LinkEvent, NotifError, Role};
@@ -308,13 +308,14 @@ impl Driver {
         local: Option<UnixStream>,
         data: Vec<TcpStream>,
     ) -> Result<()> {
-        for stream in data {
+        // As they were numbered when they were opened.
+        for (slot, stream) in (0..).zip(data) {
             let token = self.new_token();
             let stream = Stream::Tcp(stream);
             stream.set_nonblocking()?;
             if let Stream::Tcp(stream) = stream {
                 self.epoll.add(stream.as_fd(), token, true, false)?;
-                self.tcp.adopt(token, stream, peer);
+                self.tcp.adopt(token, stream, peer, RailId::new(slot, 0));
             }
         }
         if let Some(stream) = local {

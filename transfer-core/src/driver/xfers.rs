@@ -67,7 +67,8 @@ impl Xfers {
 
     /// Takes out a transfer that has reached its end.
     pub(super) fn take_ended(&mut self, id: XferId) -> Option<Ended> {
-        let outcome = self.get(id)?.state.poll_outcome()?;
+        let task = self.get(id)?;
+        let outcome = task.state.poll_outcome(task.core.sides())?;
         let slot = &mut self.slots[id.slot() as usize];
         slot.0 = slot.0.wrapping_add(1);
         let task = slot.1.take()?;
@@ -82,7 +83,7 @@ impl Task {
         let mut pieces: Vec<Piece> = Vec::new();
         let post = self.state.poll_slice(self.core.sides(), &mut pieces)?;
         let core = Arc::clone(&self.core);
-        Some(Slice { xfer: id, slice: post.slice, bytes: post.bytes, pieces, core })
+        Some(Slice { xfer: id, slice: post.id, bytes: post.bytes, pieces, core })
     }
 
     /// Whether its slices are to be called back now, which is done once.

@@ -2,15 +2,15 @@
 //!
 //! After the preamble and a [`DataHello`], each side sends headers of 32 bytes, each followed by a descriptor
 //! list (`descs_len` bytes) and a payload (`payload_len` bytes): type (u8), status (u8), two zero bytes,
-//! descs_len (u32), transfer (u64), slice (u32), four zero bytes, payload_len (u64).
+//! descs_len (u32), transfer (u64), slice (u32), span (u32), payload_len (u64).
 
 use crate::codec::{DecodeError, Reader};
-use crate::id::{Incarnation, XferId};
+use crate::id::{Incarnation, RailId, XferId};
 
 /// Length of a header.
 pub const HEADER_BYTES: usize = 32;
 /// Length of the greeting.
-pub const HELLO_BYTES: usize = 24;
+pub const HELLO_BYTES: usize = 32;
 /// The longest descriptor list of one slice.
 pub const DESCS_BYTES_MAX: u32 = 64 << 10;
 /// The longest payload of one slice.
@@ -24,13 +24,15 @@ pub struct DataHello {
     pub incarnation: Incarnation,
     /// From the receiver's `Hello`.
     pub token: u64,
+    /// What both sides call this connection from here on.
+    pub rail: RailId,
 }
 
 impl DataHello {
-    /// Both fields.
+    /// All fields.
     #[must_use]
-    pub fn new(incarnation: Incarnation, token: u64) -> Self {
-        Self { incarnation, token }
+    pub fn new(incarnation: Incarnation, token: u64, rail: RailId) -> Self {
+        Self { incarnation, token, rail }
     }
 
     /// As bytes.
@@ -38,18 +40,20 @@ impl DataHello {
     pub fn encode(self) -> [u8; HELLO_BYTES] {
         let mut out = [0; HELLO_BYTES];
         out[..16].copy_from_slice(&self.incarnation.to_bytes());
-        out[16..].copy_from_slice(&self.token.to_le_bytes());
+        out[16..24].copy_from_slice(&self.token.to_le_bytes());
+        out[24..].copy_from_slice(&self.rail.to_u64().to_le_bytes());
         out
     }
 
     /// From bytes.
     ///
     /// # Errors
-    /// None today; every 24 bytes are a greeting, right or wrong.
+    /// None today; every 32 bytes are a greeting, right or wrong.
     pub fn decode(bytes: [u8; HELLO_BYTES]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(&bytes);
         let incarnation = Incarnation::from_bytes(reader.array("incarnation")?);
-        Ok(Self { incarnation, token: reader.u64("token")? })
+        let token = reader.u64("token")?;
+        Ok(Self { incarnation, token, rail: RailId::from_u64(reader.u64("rail")?) })
     }
 }
 
@@ -93,8 +97,10 @@ pub struct DataHeader {
     pub status: Status,
     /// The initiator's transfer.
     pub xfer: XferId,
-    /// Which slice of it.
+    /// The number under which a slice of it was posted. A retry has another one.
     pub slice: u32,
+    /// In a refusal, which span of the slice was refused; else 0.
+    pub span: u32,
     /// Bytes of the descriptor list that follows.
     pub descs_len: u32,
     /// Bytes of the payload behind that.
@@ -105,7 +111,7 @@ impl DataHeader {
     /// A header for this slice, with nothing behind it.
     #[must_use]
     pub fn new(kind: DataKind, xfer: XferId, slice: u32) -> Self {
-        Self { kind, status: Status::Ok, xfer, slice, descs_len: 0, payload_len: 0 }
+        Self { kind, status: Status::Ok, xfer, slice, span: 0, descs_len: 0, payload_len: 0 }
     }
 
     /// As bytes.
@@ -128,6 +134,7 @@ impl DataHeader {
         out[4..8].copy_from_slice(&self.descs_len.to_le_bytes());
         out[8..16].copy_from_slice(&self.xfer.to_u64().to_le_bytes());
         out[16..20].copy_from_slice(&self.slice.to_le_bytes());
+        out[20..24].copy_from_slice(&self.span.to_le_bytes());
         out[24..].copy_from_slice(&self.payload_len.to_le_bytes());
         out
     }
@@ -157,7 +164,7 @@ impl DataHeader {
         let descs_len = r.u32("descriptor bytes")?;
         let xfer = XferId::from_u64(r.u64("transfer")?);
         let slice = r.u32("slice")?;
-        let _reserved = r.u32("reserved")?;
+        let span = r.u32("span")?;
         let payload_len = r.u64("payload bytes")?;
         let has_descs = matches!(kind, DataKind::Write | DataKind::ReadRequest);
         let has_payload = matches!(kind, DataKind::Write | DataKind::ReadReply);
@@ -167,7 +174,7 @@ impl DataHeader {
             if has_descs { u64::from(DESCS_BYTES_MAX) } else { 0 },
         )?;
         limit("payload bytes", payload_len, if has_payload { PAYLOAD_MAX } else { 0 })?;
-        Ok(Self { kind, status, xfer, slice, descs_len, payload_len })
+        Ok(Self { kind, status, xfer, slice, span, descs_len, payload_len })
     }
 }
 
@@ -187,9 +194,9 @@ mod tests {
         (header.descs_len, header.payload_len) = (400, 1 << 20);
         assert_eq!(DataHeader::decode(header.encode()), Ok(header));
         let mut refusal = DataHeader::new(DataKind::ReadReply, XferId::new(9, 9), 0);
-        refusal.status = Status::BadSpan;
+        (refusal.status, refusal.span) = (Status::BadSpan, 7);
         assert_eq!(DataHeader::decode(refusal.encode()), Ok(refusal));
-        let hello = DataHello::new(Incarnation::from_bytes([1; 16]), 42);
+        let hello = DataHello::new(Incarnation::from_bytes([1; 16]), 42, RailId::new(3, 1));
         assert_eq!(DataHello::decode(hello.encode()), Ok(hello));
     }
 

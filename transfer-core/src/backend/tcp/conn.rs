@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use transfer_proto::codec::{DecodeError, Reader};
 use transfer_proto::desc::DescList;
-use transfer_proto::id::{Incarnation, XferId};
+use transfer_proto::id::{Incarnation, RailId, XferId};
 use transfer_proto::proto::data::{DESCS_BYTES_MAX, DataHeader, DataKind, HEADER_BYTES, PAYLOAD_MAX, Status};
 use transfer_proto::proto::xfer::SliceError;
 use transfer_sys::{OsError, RawRange, copy, socket};
@@ -78,6 +78,7 @@ enum Landing {
 /// One connection.
 pub(super) struct Conn {
     pub(super) peer: Incarnation,
+    rail: RailId,
     stream: TcpStream,
     pub(super) out: SendQueue,
     inbound: Inbound,
@@ -90,9 +91,10 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    pub(super) fn new(stream: TcpStream, peer: Incarnation) -> Self {
+    pub(super) fn new(stream: TcpStream, peer: Incarnation, rail: RailId) -> Self {
         Self {
             peer,
+            rail,
             stream,
             out: SendQueue::default(),
             inbound: Inbound::Head,
@@ -261,14 +263,14 @@ impl Conn {
         let left = header.payload_len;
         match self.awaited.remove(&slice) {
             Some(Awaited::Data { .. }) if header.status != Status::Ok && left == 0 => {
-                done.push(completion(slice, Err(SliceError::Refused(header.status))));
+                done.push(self.completion(slice, Err(refused(header))));
             }
             Some(Awaited::Data { ranges, bytes, core }) if left == bytes && header.status == Status::Ok => {
                 let landing = Landing::Own { slice, bytes, _core: core };
                 self.inbound = Inbound::Land { ranges, at: 0, left, landing };
             }
             Some(Awaited::Data { .. }) => {
-                done.push(completion(slice, Err(SliceError::WrongReply)));
+                done.push(self.completion(slice, Err(SliceError::WrongReply)));
                 self.inbound = Inbound::Sink { left, answer: None };
             }
             Some(Awaited::Nothing) => self.inbound = Inbound::Sink { left, answer: None },
@@ -281,10 +283,8 @@ impl Conn {
     fn acked(&mut self, header: DataHeader, done: &mut Vec<Completion>) -> Result<(), ConnError> {
         let slice = (header.xfer, header.slice);
         match (self.awaited.remove(&slice), header.status) {
-            (Some(Awaited::Ack { bytes }), Status::Ok) => done.push(completion(slice, Ok(bytes))),
-            (Some(Awaited::Ack { .. }), status) => {
-                done.push(completion(slice, Err(SliceError::Refused(status))));
-            }
+            (Some(Awaited::Ack { bytes }), Status::Ok) => done.push(self.completion(slice, Ok(bytes))),
+            (Some(Awaited::Ack { .. }), _) => done.push(self.completion(slice, Err(refused(header)))),
             (Some(Awaited::Nothing), _) => {}
             (Some(Awaited::Data { .. }) | None, _) => return Err(unasked(header)),
         }
@@ -338,7 +338,7 @@ impl Conn {
             Landing::Served { answer, .. } => {
                 self.out.push(OutFrame::new(answer.encode().to_vec(), Vec::new(), Keeper::None));
             }
-            Landing::Own { slice, bytes, .. } => done.push(completion(slice, Ok(bytes))),
+            Landing::Own { slice, bytes, .. } => done.push(self.completion(slice, Ok(bytes))),
         }
     }
 
@@ -366,7 +366,10 @@ impl Conn {
     /// end of the connection would stop it.
     pub(super) fn abandon(&mut self, xfer: XferId, done: &mut Vec<Completion>) -> bool {
         let (taken_back, begun) = self.out.take_back(xfer);
-        let mut end = |slice| done.push(completion(slice, Err(SliceError::RailLost)));
+        let rail = Some(self.rail);
+        let mut end = |(xfer, slice)| {
+            done.push(Completion { xfer, slice, rail, result: Err(SliceError::Abandoned) });
+        };
         for slice in taken_back {
             self.awaited.remove(&slice);
             end(slice);
@@ -388,9 +391,16 @@ impl Conn {
         begun
     }
 
+    fn completion(&self, (xfer, slice): (XferId, u32), result: Result<u64, SliceError>) -> Completion {
+        Completion { xfer, slice, rail: Some(self.rail), result }
+    }
+
     /// The connection is over: so are the slices on it.
     pub(super) fn end(self, done: &mut Vec<Completion>) {
-        let mut end = |slice| done.push(completion(slice, Err(SliceError::RailLost)));
+        let rail = Some(self.rail);
+        let mut end = |(xfer, slice)| {
+            done.push(Completion { xfer, slice, rail, result: Err(SliceError::RailLost) });
+        };
         for (slice, awaited) in self.awaited {
             if !matches!(awaited, Awaited::Nothing) {
                 end(slice);
@@ -413,8 +423,8 @@ fn head(kind: DataKind, (xfer, slice): (XferId, u32), descs: &DescList, payload_
     out
 }
 
-fn completion((xfer, slice): (XferId, u32), result: Result<u64, SliceError>) -> Completion {
-    Completion { xfer, slice, result }
+fn refused(header: DataHeader) -> SliceError {
+    SliceError::Refused { status: header.status, span: header.span }
 }
 
 fn unasked(header: DataHeader) -> ConnError {

@@ -13,7 +13,7 @@ use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use transfer_proto::id::{Incarnation, XferId};
+use transfer_proto::id::{Incarnation, RailId, XferId};
 use transfer_proto::proto::xfer::SliceError;
 use transfer_sys::poll::{Epoll, Ready};
 
@@ -42,8 +42,8 @@ impl Tcp {
     }
 
     /// Takes over a connection that does not block, is past its greeting, and is watched for reading.
-    pub(crate) fn adopt(&mut self, token: u64, stream: TcpStream, peer: Incarnation) {
-        self.conns.insert(token, Conn::new(stream, peer));
+    pub(crate) fn adopt(&mut self, token: u64, stream: TcpStream, peer: Incarnation, rail: RailId) {
+        self.conns.insert(token, Conn::new(stream, peer, rail));
         self.by_peer.entry(peer).or_default().push(token);
     }
 
