@@ -3,8 +3,9 @@
 use alloc::vec::Vec;
 
 use crate::codec::{DecodeError, Reader, put_blob};
-use crate::id::{Incarnation, RegionId};
+use crate::id::{Incarnation, RailId, RegionId};
 use crate::proto::metadata::{AgentMetadata, RegionInfo};
+use crate::proto::rails::RAILS_MAX;
 
 /// The longest frame: a handshake with as many regions as an agent may have.
 pub const FRAME_MAX: usize = 8 << 20;
@@ -65,6 +66,8 @@ pub enum Frame {
     Sync,
     /// I have.
     Synced,
+    /// This rail is closed at my end: nothing that comes on it lands any more. Close yours, and say so too.
+    RailClosed(RailId),
     /// I go.
     Bye {
         /// Why.
@@ -84,6 +87,7 @@ const PING: u8 = 7;
 const BYE: u8 = 8;
 const SYNC: u8 = 9;
 const SYNCED: u8 = 10;
+const RAIL_CLOSED: u8 = 11;
 
 impl Frame {
     /// Appends the frame with its length.
@@ -105,8 +109,9 @@ impl Frame {
                 out.push(REGION_ADD);
                 info.encode(out);
             }
-            Self::RegionDel(id) => put_id(out, REGION_DEL, *id),
-            Self::RegionReleased(id) => put_id(out, REGION_RELEASED, *id),
+            Self::RegionDel(id) => put_id(out, REGION_DEL, id.to_u64()),
+            Self::RegionReleased(id) => put_id(out, REGION_RELEASED, id.to_u64()),
+            Self::RailClosed(id) => put_id(out, RAIL_CLOSED, id.to_u64()),
             Self::Ping => out.push(PING),
             Self::Sync => out.push(SYNC),
             Self::Synced => out.push(SYNCED),
@@ -135,6 +140,7 @@ impl Frame {
             PING => Self::Ping,
             SYNC => Self::Sync,
             SYNCED => Self::Synced,
+            RAIL_CLOSED => Self::RailClosed(rail(r.u64("rail")?)?),
             BYE => {
                 let farewell = match r.u8("farewell")? {
                     0 => Farewell::Closing,
@@ -166,14 +172,21 @@ impl Frame {
             Self::Ping => "Ping",
             Self::Sync => "Sync",
             Self::Synced => "Synced",
+            Self::RailClosed(_) => "RailClosed",
             Self::Bye { .. } => "Bye",
         }
     }
 }
 
-fn put_id(out: &mut Vec<u8>, tag: u8, id: RegionId) {
+fn put_id(out: &mut Vec<u8>, tag: u8, id: u64) {
     out.push(tag);
-    out.extend_from_slice(&id.to_u64().to_le_bytes());
+    out.extend_from_slice(&id.to_le_bytes());
+}
+
+fn rail(raw: u64) -> Result<RailId, DecodeError> {
+    let (id, max) = (RailId::from_u64(raw), u64::from(RAILS_MAX) - 1);
+    let value = u64::from(id.slot());
+    if value > max { Err(DecodeError::TooLarge { what: "rail", value, max }) } else { Ok(id) }
 }
 
 /// Cuts a stream of bytes into frames. Holds at most one frame that is not complete.
@@ -236,6 +249,7 @@ mod tests {
             Frame::Ping,
             Frame::Sync,
             Frame::Synced,
+            Frame::RailClosed(RailId::new(RAILS_MAX - 1, 5)),
             Frame::Bye { farewell: Farewell::Duplicate, incarnation: Incarnation::from_bytes([3; 16]) },
         ]
     }
@@ -263,6 +277,14 @@ mod tests {
         assert!(matches!(deframer.next_frame(), Err(DecodeError::TooLarge { what: "frame length", .. })));
     }
 
+    #[test]
+    fn a_rail_that_cannot_be_is_refused() {
+        let (mut deframer, mut bytes) = (Deframer::default(), vec![]);
+        Frame::RailClosed(RailId::new(RAILS_MAX, 0)).encode(&mut bytes);
+        deframer.push(&bytes);
+        assert!(matches!(deframer.next_frame(), Err(DecodeError::TooLarge { what: "rail", .. })));
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_frames_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
@@ -272,7 +294,7 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_never_panics(which in 0_usize..11, at in any::<prop::sample::Index>(), bit in 0_u8..8) {
+        fn a_flipped_bit_never_panics(which in 0_usize..12, at in any::<prop::sample::Index>(), bit in 0_u8..8) {
             let mut bytes = vec![];
             all()[which].encode(&mut bytes);
             let at = at.index(bytes.len());

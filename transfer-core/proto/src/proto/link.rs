@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::codec::DecodeError;
-use crate::id::{Incarnation, RegionId};
+use crate::id::{Incarnation, RailId, RegionId};
 use crate::proto::control::{Deframer, Farewell, Frame, NOTIF_MAX};
 use crate::proto::metadata::{AgentMetadata, RegionInfo};
 use crate::proto::preamble::{self, Kind, PREAMBLE_BYTES, PreambleError};
@@ -114,6 +114,8 @@ pub enum LinkEvent {
     RegionDel(RegionId),
     /// The peer left one of our regions alone.
     RegionReleased(RegionId),
+    /// The peer has closed its end of a rail.
+    RailClosed(RailId),
     /// The peer has taken in what was sent before [`Link::sync`], and we what it had sent by then.
     Synced,
     /// The link ended; nothing comes after this.
@@ -277,6 +279,9 @@ impl Link {
             (State::Opening | State::Up, Frame::RegionReleased(id)) => {
                 self.events.push_back(LinkEvent::RegionReleased(id));
             }
+            (State::Opening | State::Up, Frame::RailClosed(id)) => {
+                self.events.push_back(LinkEvent::RailClosed(id));
+            }
             (State::Opening | State::Up, Frame::Sync) => self.send(&Frame::Synced),
             (State::Up, Frame::Synced) => self.events.push_back(LinkEvent::Synced),
             (State::Up, Frame::Notif(bytes)) => self.events.push_back(LinkEvent::Notif(bytes)),
@@ -343,6 +348,11 @@ impl Link {
     /// Answers that a region is left alone.
     pub fn release_region(&mut self, id: RegionId) {
         self.send_if_known(&Frame::RegionReleased(id));
+    }
+
+    /// Tells the peer that a rail is closed at this end.
+    pub fn rail_closed(&mut self, id: RailId) {
+        self.send_if_known(&Frame::RailClosed(id));
     }
 
     /// Asks the peer to answer once it has taken in everything that was sent before. Returns whether an answer is
@@ -594,9 +604,11 @@ mod tests {
         pair.carry(1000, at(3));
         assert_eq!(pair.b.poll_event(), Some(LinkEvent::RegionDel(id)));
         pair.b.release_region(id);
+        pair.b.rail_closed(RailId::new(2, 3));
         assert!(pair.a.sync());
         pair.carry(1000, at(3));
         assert_eq!(pair.a.poll_event(), Some(LinkEvent::RegionReleased(id)));
+        assert_eq!(pair.a.poll_event(), Some(LinkEvent::RailClosed(RailId::new(2, 3))));
         assert_eq!(pair.a.poll_event(), Some(LinkEvent::Synced));
         pair.b.disconnected();
         assert!(!pair.b.delete_region(id));

@@ -9,6 +9,7 @@
 //! | [`data`] | headers of data connections |
 //! | [`local`] | messages of the Unix socket that passes file descriptors |
 //! | [`link`] | the state machine of a control connection |
+//! | [`rails`] | which connections to a peer stand, and how both sides give one up |
 //! | [`xfer`] | the state machine of a transfer |
 
 pub mod control;
@@ -17,5 +18,6 @@ pub mod link;
 pub mod local;
 pub mod metadata;
 pub mod preamble;
+pub mod rails;
 pub mod time;
 pub mod xfer;
