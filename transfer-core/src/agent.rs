@@ -19,6 +19,7 @@ use transfer_sys::OsError;
 use transfer_sys::poll::EventFd;
 
 use crate::address::Address;
+use crate::backend::shm::Copies;
 use crate::clock::Clock;
 use crate::config::{Checked, Config};
 use crate::dial::dial;
@@ -35,8 +36,8 @@ use crate::shared::{Command, Shared};
 /// Clones name the same agent. When the last one is dropped, the agent says goodbye to its peers, every transfer
 /// ends with [`Error::AgentClosed`], and its thread is joined.
 ///
-/// Safe to use from any thread. An agent runs two threads: a driver, which waits in epoll(7) and uses no CPU when
-/// nothing happens, and one that copies within the host.
+/// Safe to use from any thread. An agent runs a driver thread, which waits in epoll(7) and uses no CPU when nothing
+/// happens, and `copy_threads` that copy within the host.
 #[derive(Clone)]
 pub struct Agent {
     shared: Arc<Shared>,
@@ -92,6 +93,7 @@ impl Agent {
             events: EventQueue::new(config.events_max),
             commands,
             wake: Arc::clone(&wake),
+            copies: Copies::new(),
             config,
         });
         let driver = Driver::new(Arc::clone(&shared), wake, receiver, tcp_listener, local_listener)?;

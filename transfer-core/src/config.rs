@@ -36,6 +36,9 @@ pub struct Config {
     /// Transfers within one host of at most so many bytes are copied inside the posting call, which saves the
     /// hand-over to another thread. Default 256 KiB, about 20 µs.
     pub inline_bytes_max: u64,
+    /// Threads that copy within one host, for transfers that nobody waits for. Default `None`: one, or two where the
+    /// process has at least eight cores, since one copies at half the speed of such a machine's memory or less.
+    pub copy_threads: Option<usize>,
     /// Bytes of a slice: the unit of progress, cancellation and striping. Default 1 MiB.
     pub slice_bytes_max: u64,
     /// Slices of one transfer in flight. Default 16.
@@ -66,6 +69,7 @@ impl Config {
             tcp_streams: 2,
             tcp_buffer_bytes: None,
             inline_bytes_max: 256 << 10,
+            copy_threads: None,
             slice_bytes_max: 1 << 20,
             slices_in_flight_max: 16,
             transfer_timeout: Duration::from_secs(30),
@@ -94,8 +98,9 @@ impl Config {
             let problem = format!("is {address}, which other hosts reach; set allow_remote if you mean it");
             return invalid("tcp_listen", problem);
         }
-        let ranges: [(&'static str, u64, u64, u64); 7] = [
+        let ranges: [(&'static str, u64, u64, u64); 8] = [
             ("tcp_streams", self.tcp_streams as u64, 1, 64),
+            ("copy_threads", self.copy_threads.unwrap_or(1) as u64, 1, 64),
             ("slice_bytes_max", self.slice_bytes_max, 4096, 64 << 20),
             ("slices_in_flight_max", u64::from(self.slices_in_flight_max), 1, 1024),
             ("events_max", self.events_max as u64, 1, 1 << 24),
@@ -120,12 +125,20 @@ fn millis(duration: Duration) -> u64 {
 #[derive(Clone, Debug)]
 pub(crate) struct Checked(Config);
 
+/// From so many cores on, two threads copy.
+const CORES_FOR_TWO: usize = 8;
+
 /// Pieces of one slice: what one readv(2), writev(2) or process_vm_readv(2) takes, with room for a header.
 const PIECES_MAX: usize = 1000;
 
 impl Checked {
     pub(crate) fn link(&self) -> LinkConfig {
         LinkConfig::new(self.connect_timeout, self.peer_timeout, self.unsent_bytes_max)
+    }
+
+    pub(crate) fn copy_threads(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.copy_threads.unwrap_or(if cores < CORES_FOR_TWO { 1 } else { 2 })
     }
 
     pub(crate) fn slices(&self) -> SliceLimits {

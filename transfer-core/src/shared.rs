@@ -11,12 +11,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use transfer_proto::id::{Incarnation, RegionId};
 use transfer_proto::plan::Path;
 use transfer_proto::proto::metadata::{AgentMetadata, RegionInfo};
-use transfer_proto::proto::xfer::Failure;
+use transfer_proto::proto::xfer::{Failure, Outcome};
 use transfer_sys::memfd::Mapping;
 use transfer_sys::poll::EventFd;
 
 use crate::address::Address;
-use crate::backend::shm;
+use crate::backend::shm::{Copies, Work};
 use crate::clock::Clock;
 use crate::config::Checked;
 use crate::error::{Error, Result};
@@ -134,6 +134,8 @@ pub(crate) struct Shared {
     pub(crate) events: EventQueue,
     pub(crate) commands: Sender<Command>,
     pub(crate) wake: Arc<EventFd>,
+    /// Transfers within this host.
+    pub(crate) copies: Copies,
 }
 
 impl Shared {
@@ -177,35 +179,63 @@ impl Shared {
         self.ask(timeout, |reply| Command::Notify { peer, bytes, reply: Some(reply) })?
     }
 
-    /// Runs a transfer: here where it is small and needs nobody's help, else in the driver.
+    /// Runs a transfer: within this host by whoever has time, over sockets in the driver.
     pub(crate) fn post(&self, core: Arc<XferCore>, notif: Option<Vec<u8>>) -> Result<()> {
-        let peer = Arc::clone(&core.remote.core.peer);
+        let peer = &core.remote.core.peer;
         peer.ensure_up()?;
         let passes = Passes::enter(&core)?;
-        if core.remote.path() == Path::Tcp || core.bytes > self.config.inline_bytes_max {
+        if core.remote.path() == Path::Tcp {
             self.send(Command::Post(Box::new(Posted { core, _passes: passes, notif })));
-            return Ok(());
+        } else if core.bytes > self.config.inline_bytes_max {
+            Work::begin(self, &core, passes, notif);
+            self.copies.post(self, core);
+        } else {
+            let result = match self.copies.copy_all(&core) {
+                _ if !peer.is_up() => Err(peer.lost_error()),
+                Err(error) => {
+                    // All of it is one slice.
+                    let source = Failure::new(0, (0, 0), error);
+                    Err(Error::TransferFailed { peer: peer.name.clone(), source })
+                }
+                Ok(bytes) => Ok(self.done(&core, bytes)),
+            };
+            self.end_local(&core, passes, notif, result);
         }
-        let moved = shm::move_all(&core);
+        Ok(())
+    }
+
+    /// A transfer within this host has ended: lets go of its memory, then tells of it.
+    pub(crate) fn end_local(
+        &self,
+        core: &XferCore,
+        passes: Passes,
+        notif: Option<Vec<u8>>,
+        result: Result<Done>,
+    ) {
         let awaited = passes.is_awaited();
         drop(passes);
         if awaited {
             self.wake.set();
         }
-        let outcome = match moved {
-            _ if !peer.is_up() => Err(peer.lost_error()),
-            Err(error) => {
-                // All of it is one slice.
-                let source = Failure::new(0, (0, 0), error);
-                Err(Error::TransferFailed { peer: peer.name.clone(), source })
-            }
-            Ok(bytes) => Ok(self.done(&core, bytes)),
-        };
-        if let Some(bytes) = notif.filter(|_| outcome.is_ok()) {
-            self.send(Command::Notify { peer: peer.key, bytes, reply: None });
+        if let Some(bytes) = notif.filter(|_| result.is_ok()) {
+            let peer = core.remote.core.peer.key;
+            self.send(Command::Notify { peer, bytes, reply: None });
         }
-        core.finish_unless_told(outcome);
-        Ok(())
+        core.finish_unless_told(result);
+    }
+
+    /// What is told of a transfer that has ended so.
+    pub(crate) fn result_of(&self, core: &XferCore, outcome: Outcome) -> Result<Done> {
+        let peer = &core.remote.core.peer;
+        let name = peer.name.clone();
+        match outcome {
+            Outcome::Done { bytes } => Ok(self.done(core, bytes)),
+            Outcome::Cancelled => Err(Error::Cancelled),
+            Outcome::Deadline => Err(Error::Deadline { peer: name, timeout: core.timeout }),
+            Outcome::Failed(_) | Outcome::PeerLost if !peer.is_up() => Err(peer.lost_error()),
+            Outcome::Failed(source) => Err(Error::TransferFailed { peer: name, source }),
+            _ => Err(peer.lost_error()),
+        }
     }
 
     pub(crate) fn done(&self, core: &XferCore, bytes: u64) -> Done {

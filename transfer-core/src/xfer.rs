@@ -13,6 +13,7 @@ use transfer_proto::plan::{Path, Side};
 use transfer_proto::proto::control::NOTIF_MAX;
 use transfer_proto::proto::link::NotifError;
 
+use crate::backend::shm::Work;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::list::{LocalList, RemoteList};
@@ -82,8 +83,8 @@ impl Request {
         self
     }
 
-    /// Starts it. Safe from any thread. Within one host, up to `inline_bytes_max` bytes are copied inside the
-    /// call; everything else is handed to the agent's driver, and the call returns at once.
+    /// Starts it. Safe from any thread. Within one host, up to `inline_bytes_max` bytes are copied inside the call;
+    /// everything else is left to the agent's threads, and the call returns at once.
     ///
     /// Cost: three allocations; a lock and a syscall for the hand-over.
     ///
@@ -106,6 +107,7 @@ impl Request {
             started: agent.clock.elapsed(),
             stop: AtomicBool::new(false),
             id: AtomicU64::new(0),
+            work: Mutex::new(None),
             state: Mutex::default(),
             ended: Condvar::new(),
         });
@@ -156,6 +158,8 @@ pub(crate) struct XferCore {
     pub(crate) stop: AtomicBool,
     /// Its name in the driver, once it is there.
     pub(crate) id: AtomicU64,
+    /// What is left to do of it, where it goes within this host.
+    pub(crate) work: Mutex<Option<Work>>,
     state: Mutex<State>,
     ended: Condvar,
 }
@@ -214,13 +218,18 @@ impl Xfer {
         self.core.lock().outcome.clone()
     }
 
-    /// Waits for its end.
+    /// Waits for its end. Within one host the calling thread meanwhile copies for this transfer, so that it does not
+    /// wait for another one to begin; `timeout` may then be exceeded by one slice.
     ///
     /// # Errors
     /// [`Error::WaitTimedOut`] while it goes on; otherwise how it failed: [`Error::PeerLost`],
     /// [`Error::TransferFailed`], [`Error::Deadline`], [`Error::Cancelled`], [`Error::AgentClosed`].
     pub fn wait(&self, timeout: Duration) -> Result<Done> {
         let end = clock::end_of_wait(timeout);
+        if let Some(outcome) = Self::poll(self) {
+            return outcome;
+        }
+        self.help(|| clock::left(end).is_none());
         let mut state = self.core.lock();
         loop {
             if let Some(outcome) = &state.outcome {
@@ -235,7 +244,19 @@ impl Xfer {
     /// [`Error::Cancelled`], unless every byte was in place already.
     pub fn cancel(&self) {
         self.core.stop.store(true, Ordering::Release);
-        self.agent.send(Command::Cancel(Arc::clone(&self.core)));
+        if self.path() == Path::Tcp {
+            self.agent.send(Command::Cancel(Arc::clone(&self.core)));
+        } else {
+            // Whoever looks first sees it: this thread, unless others are in mid-slice.
+            self.help(|| false);
+        }
+    }
+
+    /// Does what can be done for it in this thread.
+    fn help(&self, enough: impl FnMut() -> bool) {
+        if self.path() != Path::Tcp {
+            self.agent.copies.help(&self.agent, &self.core, enough);
+        }
     }
 
     /// The path it takes.

@@ -1,4 +1,5 @@
-//! Backends move slices. Each is told what to move and says when it is done; none knows of transfers as a whole.
+//! Backends move slices. Over sockets the driver tells a backend what to move and hears when it is done; within the host
+//! those who copy take slices themselves.
 
 pub(crate) mod shm;
 pub(crate) mod tcp;

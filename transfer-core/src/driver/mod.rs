@@ -24,10 +24,9 @@ use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Receiver;
 use transfer_proto::id::{Incarnation, XferId};
-use transfer_proto::plan::Path;
 use transfer_proto::proto::control::Farewell;
 use transfer_proto::proto::time::Time;
-use transfer_proto::proto::xfer::{Outcome, Xfer};
+use transfer_proto::proto::xfer::Xfer;
 use transfer_sys::poll::{Epoll, EventFd, Ready};
 
 use self::fresh::FreshConn;
@@ -36,10 +35,10 @@ pub(crate) use self::local::probe;
 use self::peers::{ControlConn, Early, PeerEntry};
 use self::regions::{Closing, Releasing};
 use self::xfers::{Ended, Xfers};
-use crate::backend::shm::Shm;
+use crate::backend::shm::CopyThreads;
 use crate::backend::tcp::Tcp;
 use crate::backend::{Backend, Completion};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::shared::{Command, Posted, Shared};
 
 const WAKE: u64 = 0;
@@ -65,7 +64,7 @@ pub(crate) struct Driver {
     next_token: u64,
     peers: HashMap<Incarnation, PeerEntry>,
     early: Vec<Early>,
-    shm: Shm,
+    copy_threads: CopyThreads,
     tcp: Tcp,
     xfers: Xfers,
     completions: Vec<Completion>,
@@ -95,7 +94,7 @@ impl Driver {
             epoll.add(listener.as_fd(), LISTEN_LOCAL, true, false)?;
         }
         Ok(Self {
-            shm: Shm::start(&shared.config.name, wake)?,
+            copy_threads: CopyThreads::start(&shared)?,
             tcp: Tcp::new(Arc::clone(&shared), Arc::clone(&epoll)),
             epoll,
             tcp_listener,
@@ -202,18 +201,15 @@ impl Driver {
 
     /// Submits what the window allows, calls slices back where the transfer stops, and ends it when it is over.
     fn pump(&mut self, id: XferId) {
-        let Some(task) = self.xfers.get(id) else { return };
-        let over_tcp = task.core.remote.path() == Path::Tcp;
         while let Some(slice) = self.xfers.get(id).and_then(|task| task.next_slice(id)) {
-            if over_tcp { self.tcp.submit(slice) } else { self.shm.submit(slice) }
+            self.tcp.submit(slice);
         }
         let Some(task) = self.xfers.get(id) else { return };
         if task.take_abandon() {
             let core = Arc::clone(&task.core);
             // Whoever cancels waits; a deadline or a lost peer does not.
             let now = !core.is_stopped();
-            let backend: &mut dyn Backend = if over_tcp { &mut self.tcp } else { &mut self.shm };
-            backend.abandon(&core, id, now);
+            self.tcp.abandon(&core, id, now);
         }
         if let Some(ended) = self.xfers.take_ended(id) {
             self.finish(ended);
@@ -231,18 +227,9 @@ impl Driver {
     fn finish(&mut self, ended: Ended) {
         let Ended { mut posted, outcome } = ended;
         let core = Arc::clone(&posted.core);
-        let peer = Arc::clone(&core.remote.core.peer);
-        let name = peer.name.clone();
-        let result = match outcome {
-            Outcome::Done { bytes } => Ok(self.shared.done(&core, bytes)),
-            Outcome::Cancelled => Err(Error::Cancelled),
-            Outcome::Deadline => Err(Error::Deadline { peer: name, timeout: core.timeout }),
-            Outcome::Failed(_) | Outcome::PeerLost if !peer.is_up() => Err(peer.lost_error()),
-            Outcome::Failed(source) => Err(Error::TransferFailed { peer: name, source }),
-            _ => Err(peer.lost_error()),
-        };
+        let result = self.shared.result_of(&core, outcome);
         if let Some(bytes) = posted.notif.take().filter(|_| result.is_ok()) {
-            self.notify_of_data(peer.key, bytes);
+            self.notify_of_data(core.remote.core.peer.key, bytes);
         }
         core.finish_unless_told(result);
     }
@@ -255,7 +242,6 @@ impl Driver {
             let any_lost = !lost.is_empty();
             lost.into_iter().for_each(|peer| self.connection_lost(peer));
             let mut completions = std::mem::take(&mut self.completions);
-            self.shm.poll(&mut completions);
             self.tcp.poll(&mut completions);
             if completions.is_empty() && !any_lost {
                 self.completions = completions;
@@ -289,7 +275,6 @@ impl Driver {
         for id in self.xfers.ids() {
             if let Some(task) = self.xfers.get(id)
                 && task.state.poll_timeout() <= now
-                && task.core.remote.path() == Path::Tcp
             {
                 let core = Arc::clone(&task.core);
                 self.tcp.abandon(&core, id, true);
@@ -312,8 +297,8 @@ impl Driver {
                 task.core.stop.store(true, Ordering::Release);
             }
         }
-        // The copying thread ends with its last slice; data connections are touched by this thread only.
-        drop(self.shm);
+        // The copying threads end with the slices in their hands; data connections are touched by this thread only.
+        drop(self.copy_threads);
         drop(self.tcp);
         // What is left in the driver, and in the channel to it, says so as it is dropped.
         drop(self.xfers);

@@ -1,0 +1,173 @@
+//! Within one host: copies into and out of the peer's memory, without the peer's help.
+//!
+//! Allocated regions are mapped here, and a copy kernel does it. Foreign memory is reached through the kernel, with as
+//! many ranges in a call as it takes. Nothing has to be waited for, so these transfers do not go through the driver:
+//! small ones are copied inside the posting call, and large ones lie here in slices that whoever has time takes,
+//! the copying threads of the agent and every thread that waits for that transfer. So a caller that waits pays no
+//! hand-over between threads, and one that does not wait is not held up.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`work`] | the state of a transfer: which slice is next, and how it ends |
+//! | [`moves`] | the copying of one slice |
+
+mod moves;
+mod work;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use transfer_proto::proto::xfer::SliceError;
+use transfer_sys::OsError;
+
+pub(crate) use self::moves::advance;
+use self::moves::{Batch, move_all, move_batch};
+pub(crate) use self::work::Work;
+use crate::error;
+use crate::shared::Shared;
+use crate::xfer::XferCore;
+
+/// Transfers that wait for a copying thread. Whoever posts one more copies it by himself.
+const OPEN_MAX: usize = 4096;
+/// Batches that are kept for their next user.
+const BATCHES_MAX: usize = 16;
+
+/// What a copying thread is told.
+enum Order {
+    /// There are slices to copy.
+    Copy(Arc<XferCore>),
+    /// The agent ends.
+    End,
+}
+
+/// The transfers within this host that are under way.
+#[derive(Debug)]
+pub(crate) struct Copies {
+    /// Each transfer with slices that nobody has taken is in here once.
+    open: (Sender<Order>, Receiver<Order>),
+    batches: (Sender<Batch>, Receiver<Batch>),
+    closing: AtomicBool,
+}
+
+impl Copies {
+    pub(crate) fn new() -> Self {
+        Self {
+            open: crossbeam_channel::bounded(OPEN_MAX),
+            batches: crossbeam_channel::bounded(BATCHES_MAX),
+            closing: AtomicBool::new(false),
+        }
+    }
+
+    /// Copies a whole transfer in the calling thread. Cost: no allocation, no lock.
+    pub(crate) fn copy_all(&self, core: &XferCore) -> Result<u64, SliceError> {
+        let mut batch = self.batch();
+        let moved = move_all(core, &mut batch);
+        self.keep(batch);
+        moved
+    }
+
+    /// Has a transfer copied, whose work was begun. Cost: no allocation; a syscall where a copying thread sleeps.
+    pub(crate) fn post(&self, agent: &Shared, core: Arc<XferCore>) {
+        // This value holds the receiver too, so the channel stands.
+        if let Err(TrySendError::Full(Order::Copy(core))) = self.open.0.try_send(Order::Copy(core)) {
+            self.help(agent, &core, || false);
+        }
+        // The threads may have ended before they could see it.
+        if self.is_closing() {
+            self.drain(agent);
+        }
+    }
+
+    /// Copies slices of a transfer in the calling thread, until there are none that nobody has taken, or `enough`
+    /// says so, which is asked before each slice.
+    pub(crate) fn help(&self, agent: &Shared, core: &XferCore, mut enough: impl FnMut() -> bool) {
+        let mut batch = self.batch();
+        while !enough() && self.copy_slice(agent, core, &mut batch) {}
+        self.keep(batch);
+    }
+
+    /// Whether the agent ends, and every transfer with it.
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
+    /// Takes a slice and copies it; false where there was none.
+    fn copy_slice(&self, agent: &Shared, core: &XferCore, batch: &mut Batch) -> bool {
+        let Some(post) = work::take_slice(agent, core, self.is_closing(), batch) else { return false };
+        let result = move_batch(core, batch).map(|()| post.bytes);
+        work::complete(agent, core, post, result);
+        true
+    }
+
+    /// What a copying thread does.
+    fn run(&self, agent: &Shared) {
+        let mut batch = Batch::default();
+        while let Ok(Order::Copy(core)) = self.open.1.recv() {
+            let Some(post) = work::take_slice(agent, &core, self.is_closing(), &mut batch) else { continue };
+            // Before the copy, so that another thread can take the next slice; and behind the other transfers, so
+            // that each moves on, and is looked at when its deadline comes.
+            let back = self.open.0.try_send(Order::Copy(Arc::clone(&core)));
+            let result = move_batch(&core, &mut batch).map(|()| post.bytes);
+            work::complete(agent, &core, post, result);
+            if let Err(TrySendError::Full(Order::Copy(core))) = back {
+                while self.copy_slice(agent, &core, &mut batch) {}
+            }
+        }
+    }
+
+    /// Ends the transfers that no thread has taken.
+    fn drain(&self, agent: &Shared) {
+        for order in self.open.1.try_iter() {
+            if let Order::Copy(core) = order {
+                self.help(agent, &core, || false);
+            }
+        }
+    }
+
+    fn batch(&self) -> Batch {
+        self.batches.1.try_recv().unwrap_or_default()
+    }
+
+    /// Keeps the memory of a batch for its next user, unless there is enough of it.
+    fn keep(&self, batch: Batch) {
+        let _kept = self.batches.0.try_send(batch);
+    }
+}
+
+/// The copying threads of an agent. Dropping this ends every transfer that they were told of, and the threads.
+pub(crate) struct CopyThreads {
+    agent: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl CopyThreads {
+    /// Starts them.
+    pub(crate) fn start(agent: &Arc<Shared>) -> error::Result<Self> {
+        let mut started = Self { agent: Arc::clone(agent), threads: Vec::new() };
+        for _ in 0..agent.config.copy_threads() {
+            let (name, agent) = (format!("{}-copy", agent.config.name), Arc::clone(agent));
+            let builder = std::thread::Builder::new().name(name.clone());
+            let thread = builder.spawn(move || agent.copies.run(&agent));
+            started.threads.push(thread.map_err(|e| OsError::from_io("pthread_create", name, &e))?);
+        }
+        Ok(started)
+    }
+}
+
+impl Drop for CopyThreads {
+    fn drop(&mut self) {
+        let copies = &self.agent.copies;
+        copies.closing.store(true, Ordering::SeqCst);
+        for _ in &self.threads {
+            // A thread that takes a transfer now ends it, so there will be room.
+            let _told = copies.open.0.send(Order::End);
+        }
+        for thread in self.threads.drain(..) {
+            // A panic there was told on its own thread.
+            let _ended = thread.join();
+        }
+        copies.drain(&self.agent);
+    }
+}
