@@ -10,6 +10,7 @@
 //! | [`local`] | messages of the Unix socket that passes file descriptors |
 //! | [`link`] | the state machine of a control connection |
 //! | [`rails`] | which connections to a peer stand, and how both sides give one up |
+//! | [`serve`] | what a peer may touch |
 //! | [`xfer`] | the state machine of a transfer |
 
 pub mod control;
@@ -19,5 +20,6 @@ pub mod local;
 pub mod metadata;
 pub mod preamble;
 pub mod rails;
+pub mod serve;
 pub mod time;
 pub mod xfer;

@@ -246,12 +246,12 @@ impl Conn {
                     Keeper::Served { _pass: pass },
                 ));
             }
-            (Err(status), DataKind::Write) => {
-                answer.status = status;
+            (Err(refusal), DataKind::Write) => {
+                (answer.status, answer.span) = (refusal.status, refusal.span);
                 self.inbound = Inbound::Sink { left: header.payload_len, answer: Some(answer) };
             }
-            (Err(status), _) => {
-                answer.status = status;
+            (Err(refusal), _) => {
+                (answer.status, answer.span) = (refusal.status, refusal.span);
                 self.out.push(OutFrame::new(answer.encode().to_vec(), Vec::new(), Keeper::None));
             }
         }

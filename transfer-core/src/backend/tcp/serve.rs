@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use transfer_proto::desc::DescList;
-use transfer_proto::proto::data::{PAYLOAD_MAX, Status};
+use transfer_proto::proto::data::Status;
+use transfer_proto::proto::serve::{self, Refusal};
 use transfer_sys::RawRange;
 
 use crate::mem::{Pass, RegionCore, RegionTable};
-
-/// Spans that one slice may have. Slices of an agent have a quarter of that at most.
-const SPANS_MAX: u64 = 4096;
 
 /// Ranges of our regions, and the right to keep them in place.
 pub(super) struct Served {
@@ -19,33 +17,33 @@ pub(super) struct Served {
 }
 
 /// Checks every span of a peer's list. `wanted` is the payload that came with it.
-pub(super) fn resolve(list: &DescList, regions: &RegionTable, wanted: Option<u64>) -> Result<Served, Status> {
-    if list.count() > SPANS_MAX {
-        return Err(Status::BadSpan);
-    }
-    let found: Option<Vec<Arc<RegionCore>>> =
+pub(super) fn resolve(
+    list: &DescList,
+    regions: &RegionTable,
+    wanted: Option<u64>,
+) -> Result<Served, Refusal> {
+    // Those that are gone by now are missed by the check.
+    let found: Vec<Option<Arc<RegionCore>>> =
         list.descs().iter().map(|desc| regions.find(desc.region())).collect();
-    let found = found.ok_or(Status::BadSpan)?;
-    list.check(|id| found.iter().find(|region| region.id == id).map(|region| region.range().len() as u64))
-        .map_err(|_| Status::BadSpan)?;
-    let bytes = list.bytes();
-    if bytes > PAYLOAD_MAX || wanted.is_some_and(|wanted| wanted != bytes) {
-        return Err(Status::BadLength);
-    }
+    let bytes = serve::check(list, wanted, |id| {
+        found.iter().flatten().find(|region| region.id == id).map(|region| region.range().len() as u64)
+    })?;
     let mut ranges = Vec::with_capacity(usize::try_from(list.count()).unwrap_or(0));
     for index in 0..list.count() {
-        let span = list.span(index).ok_or(Status::BadSpan)?;
+        let refusal = Refusal::new(Status::BadSpan, u32::try_from(index).unwrap_or(u32::MAX));
+        let span = list.span(index).ok_or(refusal)?;
         let (offset, len) = (usize::try_from(span.offset), usize::try_from(span.len));
-        let (Ok(offset), Ok(len)) = (offset, len) else { return Err(Status::BadSpan) };
+        let (Ok(offset), Ok(len), Some(region)) = (offset, len, &found[span.desc as usize]) else {
+            return Err(refusal);
+        };
         if len > 0 {
-            let whole = found[span.desc as usize].range();
-            ranges.push(whole.sub(offset, len).ok_or(Status::BadSpan)?);
+            ranges.push(region.range().sub(offset, len).ok_or(refusal)?);
         }
     }
-    let mut distinct = found;
+    let mut distinct: Vec<_> = found.into_iter().flatten().collect();
     distinct.sort_by_key(|region| region.id);
     distinct.dedup_by_key(|region| region.id);
-    let pass = Pass::enter(&distinct).map_err(|_| Status::BadSpan)?;
+    let pass = Pass::enter(&distinct).map_err(|_| Refusal::new(Status::BadSpan, 0))?;
     Ok(Served { ranges, bytes, pass })
 }
 
@@ -62,7 +60,9 @@ mod tests {
         let table = RegionTable::default();
         let region = table.insert(adopt(vec![0; 100], "r")).unwrap();
         let id = region.id;
-        let status = |desc: Desc, wanted| resolve(&DescList::from(desc), &table, wanted).map(|s| s.bytes);
+        let status = |desc: Desc, wanted| {
+            resolve(&DescList::from(desc), &table, wanted).map(|s| s.bytes).map_err(|r| r.status)
+        };
         assert_eq!(status(Desc::strided(id, 0, 10, 20, 5), Some(50)), Ok(50));
         assert_eq!(status(Desc::contiguous(id, 0, 100), None), Ok(100));
         assert_eq!(status(Desc::contiguous(id, 0, 101), None), Err(Status::BadSpan));
