@@ -9,11 +9,11 @@
 )]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Output, Stdio};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_transfer-bench");
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -66,12 +66,20 @@ fn every_path_and_direction_is_verified_and_has_all_its_figures() {
     for row in &rows {
         assert_eq!(row["verified"], true, "{row}");
         assert!(row.get("error").is_none(), "{row}");
-        for name in ["gbps", "p50_us", "p99_us", "prep_ns_per_desc", "post_ns_per_desc", "roof", "share"] {
+        let figures =
+            ["gbps", "p50_us", "p99_us", "p999_us", "prep_ns_per_desc", "post_ns_per_desc", "roof", "share"];
+        for name in
+            figures.into_iter().chain(["share_min", "share_max", "windows", "transfers", "wire_bytes"])
+        {
             assert!(row[name].as_f64().is_some_and(|value| value > 0.0), "{name} of {row}");
         }
         assert!(row["cpu_s_per_gib"].is_number(), "{row}");
         let (p50, p99) = (row["p50_us"].as_f64().unwrap(), row["p99_us"].as_f64().unwrap());
-        assert!(p50 <= p99, "{row}");
+        assert!(p50 <= p99 && p99 <= row["p999_us"].as_f64().unwrap(), "{row}");
+        assert!(row["share_min"].as_f64() <= row["share"].as_f64(), "{row}");
+        assert!(row["share"].as_f64() <= row["share_max"].as_f64(), "{row}");
+        let kinds = [("shm", "memcpy"), ("process-vm", "process-vm"), ("tcp", "sockets")];
+        assert!(kinds.iter().any(|(path, roof)| row["path"] == *path && row["roof_kind"] == *roof), "{row}");
     }
     for path in ["shm", "process-vm", "tcp"] {
         for op in ["read", "write"] {
@@ -90,7 +98,7 @@ fn the_table_names_the_machine_and_ends_with_a_count() {
     let output = run(&["--seconds", "0.01", "--path", "shm", "--op", "read", "--len", "4KiB"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
-    for part in ["cores", "Linux", "roof", "memcpy", "ns/desc", "shm         read"] {
+    for part in ["cores", "Linux", "roof", "memcpy", "ns/desc", "shm        read"] {
         assert!(text.contains(part), "{part:?} in {text}");
     }
     assert!(text.ends_with("\n1 of 1 rows verified.\n"), "{text}");
@@ -125,6 +133,49 @@ fn a_finished_run_leaves_no_process_behind() {
 }
 
 #[test]
+fn ctrl_c_ends_a_run_with_the_rows_before_and_leaves_no_process_behind() {
+    let args = ["run", "--seconds", "0.1", "--len", "1,2,3,4,5,6,7,8,9", "--repeats", "1", "--json"];
+    let mut bench =
+        Command::new(BINARY).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(bench.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let first = lines.next().unwrap();
+    let target = child_of(bench.id()).unwrap();
+    assert!(Command::new("kill").args(["-INT", &bench.id().to_string()]).status().unwrap().success());
+    let rows: Vec<Value> =
+        [first].into_iter().chain(lines).map(|l| serde_json::from_str(&l).unwrap()).collect();
+    assert!(rows.len() < 54 && rows.iter().all(|row| row["verified"] == true), "{rows:?}");
+    let output = bench.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted"), "{output:?}");
+    poll("the target process ends", || is_gone(target).then_some(()));
+}
+
+#[test]
+fn the_picture_is_written_with_a_mark_for_every_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.svg");
+    let svg = ["--svg", file.to_str().unwrap()];
+    let output = run(&[&["--seconds", "0.01", "--path", "shm,tcp", "--len", "4KiB,8KiB"], &svg[..]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.starts_with("<svg") && text.ends_with("</svg>\n"), "{text}");
+    assert_eq!(text.matches("<title>").count(), 2 * 2 * 2);
+}
+
+#[test]
+fn polling_is_a_way_of_waiting_for_every_path() {
+    let output = run(&["--seconds", "0.02", "--len", "4KiB", "--wait", "poll", "--streams", "1", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let rows = rows(&output);
+    assert_eq!(rows.len(), 6);
+    for row in rows {
+        assert_eq!((&row["verified"], &row["wait"]), (&true.into(), &"poll".into()), "{row}");
+        let timed = row["roof_p50_us"].is_number();
+        assert_eq!(timed, row["path"] != "shm", "a bare round trip has a time of its own: {row}");
+    }
+}
+
+#[test]
 fn a_killed_target_costs_its_row_and_no_other() {
     let args = ["run", "--seconds", "0.5", "--len", "1,2,3,4", "--path", "tcp", "--op", "read", "--json"];
     let mut bench =
@@ -141,48 +192,23 @@ fn a_killed_target_costs_its_row_and_no_other() {
     assert!(failed[0]["gbps"].is_null() && failed[0]["error"].is_string(), "{failed:?}");
 }
 
-/// A target process, spoken to by hand.
-struct Target(Child, BufReader<std::process::ChildStdout>);
-
-impl Target {
-    fn start(bytes: u64) -> Self {
-        let mut command = Command::new(BINARY);
-        command.args(["target", "--bytes", &bytes.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        let mut target = Self(child, lines);
-        let hello = target.line();
-        assert!(hello["agent"].as_str().unwrap().starts_with("tcp://127.0.0.1:"), "{hello}");
-        assert_eq!(hello["region_bytes"], bytes);
-        target
-    }
-
-    fn line(&mut self) -> Value {
-        let mut line = String::new();
-        self.1.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    fn ask(&mut self, ask: &Value) -> Value {
-        writeln!(self.0.stdin.as_mut().unwrap(), "{ask}").unwrap();
-        self.line()
-    }
-
-    fn check(&mut self, op: &str, remote: u64) -> Value {
-        let patterns = json!({ "local": 1, "remote": remote });
-        self.ask(&json!({ "check": { "shape": [1, 4096], "op": op, "patterns": patterns } }))
-    }
-}
-
 #[test]
-fn the_target_sees_a_write_that_never_came_and_bytes_that_are_not_its_own() {
-    let mut target = Target::start(1 << 20);
-    assert_eq!(target.ask(&json!({ "fill": 2 })), "good");
-    assert_eq!(target.check("read", 2), "good");
-    let missing = target.check("write", 2);
-    assert_eq!((&missing["wrong"]["offset"], &missing["wrong"]["moved"]), (&json!(65536), &json!(true)));
-    assert_eq!(target.check("read", 3)["wrong"]["moved"], false);
-    assert!(target.ask(&json!("nonsense"))["failed"].as_str().unwrap().contains("not understood"));
-    drop(target.0.stdin.take());
-    assert!(target.0.wait().unwrap().success());
+fn the_doctor_tells_the_machine_every_path_and_what_to_mend() {
+    let output = Command::new(BINARY).args(["doctor", "--json"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["machine"]["cores"].as_u64().unwrap() > 0);
+    let paths = report["paths"].as_array().unwrap();
+    let names: Vec<&str> = paths.iter().map(|path| path["path"].as_str().unwrap()).collect();
+    assert_eq!(names, ["shm", "process-vm", "tcp"]);
+    for path in paths {
+        assert!(path["usable"] == true && path["gbps"].is_number() || path["why"].is_string(), "{path}");
+    }
+    assert!(report["agents"]["setup_ms"].as_f64().unwrap() > 0.0);
+    assert!(report["agents"]["idle_cpu_percent"].is_number());
+    for finding in report["findings"].as_array().unwrap() {
+        assert!(finding["what"].is_string() && finding["why"].is_string(), "{finding}");
+    }
+    let debug = report["findings"].to_string().contains("debug build");
+    assert_eq!(debug, cfg!(debug_assertions));
 }

@@ -13,7 +13,7 @@ pub(crate) fn describe() -> String {
         let text = fs::read_to_string(path).ok()?;
         Some(text.lines().next()?.trim().to_owned())
     };
-    let cpu = field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown CPU".to_owned());
+    let cpu = cpu_name();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let memory = meminfo("MemTotal").map_or_else(String::new, |bytes| format!(", {} GiB", bytes >> 30));
     let kernel = first_line("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -24,6 +24,23 @@ pub(crate) fn describe() -> String {
     format!("{cpu} ({arch}), {cores} cores{memory}, Linux {kernel}{pages}")
 }
 
+/// The machine in a few words.
+pub(crate) fn describe_briefly() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{}, {cores} cores", cpu_name())
+}
+
+/// What the CPU calls itself.
+pub(crate) fn cpu_name() -> String {
+    field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown CPU".to_owned())
+}
+
+/// The name of this host.
+pub(crate) fn hostname() -> Option<String> {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
 /// The value of the first `name: value` line of a file.
 fn field(path: impl AsRef<Path>, name: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
@@ -32,7 +49,7 @@ fn field(path: impl AsRef<Path>, name: &str) -> Option<String> {
 }
 
 /// A line of `/proc/meminfo`, in bytes.
-fn meminfo(name: &str) -> Option<u64> {
+pub(crate) fn meminfo(name: &str) -> Option<u64> {
     let value = field("/proc/meminfo", name)?;
     value.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
@@ -52,12 +69,12 @@ pub(crate) fn check_memory(needed: u64) -> Result<()> {
 /// Clock ticks of `/proc/PID/stat` in a second; fixed for user space on Linux, whatever the kernel's own clock.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// CPU time of a process so far. Threads that have ended may be missing, so it is for spans in which none does.
-pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
-    let process = Path::new("/proc").join(pid.to_string());
-    match thread_times(&process) {
+/// CPU time of this process so far. Threads that have ended may be missing, so it is for spans in which none does.
+pub(crate) fn cpu_time() -> Result<Duration> {
+    let process = Path::new("/proc/self");
+    match thread_times(process) {
         Some(time) => Ok(time),
-        None => process_time(&process).with_context(|| format!("cannot read the CPU time of process {pid}")),
+        None => process_time(process).context("cannot read the CPU time of this process"),
     }
 }
 

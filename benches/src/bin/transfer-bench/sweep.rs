@@ -1,16 +1,20 @@
 //! Which rows a run has, and how they are told.
 
+use std::fs;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use transfer_bench::path::{Op, PathName};
-use transfer_bench::report;
+use transfer_bench::plot;
+use transfer_bench::report::{self, RoofKind, Row};
 use transfer_bench::shape::Shape;
-use transfer_core::Config;
+use transfer_core::Address;
 
-use crate::RunArgs;
+use crate::child::TargetProcess;
+use crate::cli::{InitiatorArgs, RoofChoice, RunArgs, SweepArgs, Trust};
 use crate::machine;
-use crate::session::{REGIONS, Session};
+use crate::session::{Plan, REGIONS, Session};
+use crate::stop::{Interrupted, Stop};
 
 const LENS: [u64; 6] = [4 << 10, 64 << 10, 1 << 20, 16 << 20, 64 << 20, 256 << 20];
 const SCATTERED: (u32, u64) = (8192, 16 << 10);
@@ -19,6 +23,19 @@ const QUICK_SCATTERED: (u32, u64) = (512, 16 << 10);
 const QUICK_SECONDS: Duration = Duration::from_millis(20);
 /// What is moved where only a count is given, or only one length for many spans would be guessed: a page of KV.
 const PAGE_BYTES: u64 = 16 << 10;
+
+/// How a sweep ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Every row was verified.
+    Verified,
+    /// Some was not, or there was none.
+    Failed,
+    /// The target is gone.
+    TargetLost,
+    /// Somebody asked for the end.
+    Interrupted,
+}
 
 /// What is to be measured on one path.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,7 +47,7 @@ struct PathPlan {
 }
 
 /// The shapes that were asked for, or those of the default table.
-fn shapes(args: &RunArgs) -> Result<Vec<Shape>> {
+fn shapes(args: &SweepArgs) -> Result<Vec<Shape>> {
     let (lens, scattered) =
         if args.quick { (&QUICK_LENS[..], QUICK_SCATTERED) } else { (&LENS[..], SCATTERED) };
     let mut shapes = Vec::new();
@@ -51,7 +68,7 @@ fn shapes(args: &RunArgs) -> Result<Vec<Shape>> {
     Ok(shapes)
 }
 
-fn plan(args: &RunArgs) -> Result<Vec<PathPlan>> {
+fn plan(args: &SweepArgs) -> Result<Vec<PathPlan>> {
     let shapes = shapes(args)?;
     let default = args.len.is_empty() && args.count.is_empty();
     let paths = if args.path.is_empty() { &PathName::ALL[..] } else { &args.path };
@@ -66,43 +83,142 @@ fn plan(args: &RunArgs) -> Result<Vec<PathPlan>> {
     Ok(paths.iter().map(of_path).collect())
 }
 
-/// Measures and prints; whether every row was verified.
-pub(crate) fn run(args: &RunArgs) -> Result<bool> {
-    let plan = plan(args)?;
-    let ops = if args.op.is_empty() { &Op::ALL[..] } else { &args.op };
-    let seconds = if args.quick { QUICK_SECONDS } else { args.seconds };
+/// Who is measured against.
+enum Target {
+    /// A process of this run, started again where it is lost.
+    Own(TargetProcess),
+    /// One that somebody else started.
+    Other(Address),
+}
+
+impl Target {
+    fn address(&self) -> &Address {
+        match self {
+            Self::Own(process) => process.address(),
+            Self::Other(address) => address,
+        }
+    }
+}
+
+/// A run under way.
+struct Sweep<'a> {
+    args: SweepArgs,
+    trust: &'a Trust,
+    target: Target,
+    stop: &'a Stop,
+    rows: Vec<Row>,
+}
+
+/// Measures between two processes of this machine.
+pub(crate) fn run(args: &RunArgs) -> Result<Outcome> {
+    let stop = Stop::catch(|| ())?;
+    let plan = plan(&args.sweep)?;
     for path in &plan {
         machine::check_memory(REGIONS.saturating_mul(region_bytes(path)))?;
     }
-    introduce(args.json);
-    let (mut rows, mut good) = (0_u32, 0_u32);
+    let target = Target::Own(TargetProcess::start(args.sweep.measure.wait)?);
+    sweep(&args.sweep, &Trust::default(), target, &plan, &stop)
+}
+
+/// Measures against a target that somebody started.
+pub(crate) fn initiate(args: &InitiatorArgs) -> Result<Outcome> {
+    let stop = Stop::catch(|| ())?;
+    let plan = plan(&args.sweep)?;
     for path in &plan {
-        let mut session = Session::open(path.path, region_bytes(path))?;
+        machine::check_memory((REGIONS - 1).saturating_mul(region_bytes(path)))?;
+    }
+    sweep(&args.sweep, &args.trust, Target::Other(args.connect.clone()), &plan, &stop)
+}
+
+fn sweep(args: &SweepArgs, trust: &Trust, target: Target, plan: &[PathPlan], stop: &Stop) -> Result<Outcome> {
+    let mut args = args.clone();
+    if args.quick {
+        args.measure.seconds = QUICK_SECONDS;
+    }
+    introduce(&args, &target);
+    let mut sweep = Sweep { args, trust, target, stop, rows: Vec::new() };
+    let mut outcome = sweep.paths(plan);
+    if outcome.as_ref().is_err_and(|error| error.is::<Interrupted>()) {
+        outcome = Ok(Outcome::Interrupted);
+    }
+    sweep.conclude()?;
+    outcome
+}
+
+impl Sweep<'_> {
+    fn paths(&mut self, plan: &[PathPlan]) -> Result<Outcome> {
+        for path in plan {
+            if !self.path(path)? {
+                return Ok(Outcome::TargetLost);
+            }
+        }
+        let all = !self.rows.is_empty() && self.rows.iter().all(|row| row.verified);
+        Ok(if all { Outcome::Verified } else { Outcome::Failed })
+    }
+
+    /// The rows of a path; whether the target is still to be had.
+    fn path(&mut self, path: &PathPlan) -> Result<bool> {
+        let mut session = self.open(path)?;
         if let Some(why) = session.ruled_out()?.filter(|_| !path.asked_for) {
             eprintln!("{} is left out: {why}", path.path);
-            continue;
+            return Ok(true);
         }
         let mut sound = true;
+        let ops = if self.args.op.is_empty() { Op::ALL.to_vec() } else { self.args.op.clone() };
         for op in ops {
             for shape in &path.shapes {
-                if !sound || !session.is_up() {
+                self.stop.check()?;
+                if !sound {
                     // One row that went wrong, and said so, does not cost the others theirs. Whatever it was, it may be
                     // the first sign of a target that is gone.
                     drop(session);
-                    session = Session::open(path.path, region_bytes(path))?;
+                    session = self.open(path)?;
                 }
-                let row = session.row(*shape, *op, seconds);
-                println!("{}", if args.json { row.json() } else { row.line() });
-                sound = row.verified;
-                rows += 1;
-                good += u32::from(row.verified);
+                let row = session.row(*shape, op, &self.args.measure, self.stop)?;
+                println!("{}", if self.args.json { row.json() } else { row.line() });
+                sound = row.verified && session.is_up();
+                self.rows.push(row);
+                if !session.is_up() && matches!(self.target, Target::Other(_)) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn open(&mut self, path: &PathPlan) -> Result<Session> {
+        if let Target::Own(process) = &mut self.target
+            && !process.is_alive()
+        {
+            self.target = Target::Own(TargetProcess::start(self.args.measure.wait)?);
+        }
+        Session::open(&Plan {
+            address: self.target.address(),
+            trust: self.trust,
+            path: path.path,
+            region_bytes: region_bytes(path),
+            measure: &self.args.measure,
+        })
+    }
+
+    /// The last line, and the picture.
+    fn conclude(&self) -> Result<()> {
+        let good = self.rows.iter().filter(|row| row.verified).count();
+        if !self.args.json {
+            println!("\n{good} of {} rows verified.", self.rows.len());
+        }
+        let Some(file) = &self.args.svg else { return Ok(()) };
+        match plot::svg(&self.rows, &machine::describe_briefly()) {
+            Some(svg) => fs::write(file, svg).with_context(|| format!("cannot write {}", file.display())),
+            None => {
+                eprintln!(
+                    "no row was verified, so there is nothing to draw: {} is not written",
+                    file.display()
+                );
+                Ok(())
             }
         }
     }
-    if !args.json {
-        println!("\n{good} of {rows} rows verified.");
-    }
-    Ok(rows > 0 && good == rows)
 }
 
 fn region_bytes(path: &PathPlan) -> u64 {
@@ -110,14 +226,20 @@ fn region_bytes(path: &PathPlan) -> u64 {
 }
 
 /// Says what is measured, on what, against what. Beside JSON it goes to stderr.
-fn introduce(json: bool) {
-    let streams = Config::new("").tcp_streams;
+fn introduce(args: &SweepArgs, target: &Target) {
+    let between = match target {
+        Target::Own(_) => "two processes on this machine".to_owned(),
+        Target::Other(address) => format!("this process and the target at {address}"),
+    };
+    let tcp = match args.measure.roof {
+        RoofChoice::Sockets => RoofKind::Sockets,
+        RoofChoice::Iperf3 => RoofKind::Iperf3,
+    };
     let text = format!(
-        "transfer-bench {}: two processes on this machine, one transfer at a time\n\
+        "transfer-bench {}: {between}, one transfer at a time\n\
          {}\n\
-         The roof: for shm and process-vm one thread's memcpy of the same spans, for tcp plain blocking sockets (up to \
-         {streams})\nmoving as many bytes, both measured in turns with the transfers. Other work on the machine shows in \
-         every\nnumber; the share of the roof suffers least.\n{}",
+         The roof: one thread's memcpy of the same spans for shm, bare process_vm calls for process-vm, {tcp} for tcp;\n\
+         measured in turns with the transfers. Other work on the machine shows in every number, least in the share.\n{}",
         env!("CARGO_PKG_VERSION"),
         machine::describe(),
         if cfg!(debug_assertions) {
@@ -126,7 +248,7 @@ fn introduce(json: bool) {
             ""
         },
     );
-    if json {
+    if args.json {
         eprint!("{text}");
     } else {
         println!("{text}\n{}", report::heading());
@@ -138,12 +260,12 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::{Cli, Command};
+    use crate::cli::{Cli, Command};
 
-    fn parse(line: &str) -> RunArgs {
+    fn parse(line: &str) -> SweepArgs {
         match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
-            Command::Run(args) => *args,
-            Command::Target(_) => panic!("a run"),
+            Command::Run(args) => args.sweep,
+            _ => panic!("a run"),
         }
     }
 
@@ -170,13 +292,25 @@ mod tests {
         assert_eq!(rows, wanted.map(|shape| format!("process-vm {shape}")));
         assert_eq!(told("transfer-bench run --path tcp --count 9"), ["tcp 9 x 16 KiB"]);
         assert_eq!(told("transfer-bench run --path process-vm").len(), 7);
+        assert_eq!(told("transfer-bench run --path shm,tcp --len 4KiB").len(), 2);
     }
 
     #[test]
     fn nonsense_is_refused() {
-        for line in
-            ["run --len 0x", "run --seconds 0", "run --path rdma", "run --quick --len 4", "run --count -1"]
-        {
+        let lines = [
+            "run --len 0x",
+            "run --seconds 0",
+            "run --path rdma",
+            "run --quick --len 4",
+            "run --count -1",
+            "run --repeats 0",
+            "run --streams 1000",
+            "run --wait never",
+            "initiator",
+            "initiator --connect nowhere",
+            "target --listen here",
+        ];
+        for line in lines {
             let line = format!("transfer-bench {line}");
             assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
         }

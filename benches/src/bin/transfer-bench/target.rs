@@ -1,102 +1,251 @@
-//! The other process of a run, and this one's hold on it.
-//!
-//! It is this binary again. It says on stdout where it is, then answers each line on stdin with one on stdout, all of
-//! them JSON. It ends with its stdin, so it never outlives the process that started it.
+//! The side that serves: it has a region for each initiator, fills it, and compares every byte of it.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use transfer_bench::path::Op;
-use transfer_bench::pattern::{Expected, Mismatch, Pattern, Patterns};
-use transfer_bench::shape::{Shape, Side};
-use transfer_core::{Agent, Config, Region};
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::json;
+use transfer_bench::pattern::{Expected, Mismatch, Pattern};
+use transfer_bench::report::Wait;
+use transfer_bench::shape::Side;
+use transfer_core::{Agent, Config, Event, Incarnation, Peer, Region};
 
-use crate::raw;
+use crate::cli::{TargetArgs, setup};
+use crate::machine;
+use crate::roof::{self, sockets};
+use crate::stop::Stop;
+use crate::talk::{Answer, Ask, IDENTITY, Numbered, SECRET_BYTES};
 
-/// The label of the region that is moved from and to.
-pub(crate) const LABEL: &str = "bench";
-/// How long an answer may take. Filling and comparing go at more than 100 MB/s anywhere.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long an agent may be silent.
-const PEER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long it may take to end once its stdin is closed.
-const END_TIMEOUT: Duration = Duration::from_secs(5);
-const END_POLL: Duration = Duration::from_millis(2);
 /// Bytes filled at a time.
 const CHUNK_BYTES: usize = 256 << 10;
+/// The most initiators at once: one that measures, and those whose end is not known yet.
+const INITIATORS_MAX: usize = 16;
 
-/// Where the target is.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Hello {
-    /// Its agent.
-    pub(crate) agent: String,
-    /// Its plain sockets.
-    pub(crate) raw: SocketAddr,
-    /// The length of its region, whose label is [`LABEL`].
-    pub(crate) region_bytes: u64,
+/// How long an agent may be silent.
+const PEER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a target ends.
+enum End {
+    /// Ctrl-C, or whoever started it is gone.
+    Asked,
+    /// Its initiator has left, and only one was to be served.
+    Served,
+    /// It cannot go on.
+    Failed(anyhow::Error),
 }
 
-/// What it is asked.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Ask {
-    /// Fill the region.
-    Fill(Pattern),
-    /// Compare every byte with what it must be after such a transfer.
-    Check { shape: Shape, op: Op, patterns: Patterns },
-}
-
-/// What it answers.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Answer {
-    /// Done, and all is as it must be.
-    Good,
-    /// A byte is wrong.
-    Wrong(Mismatch),
-    /// It could not be done.
-    Failed(String),
-}
-
-// ---- the target's side
-
-/// Serves until stdin ends.
-pub(crate) fn serve(bytes: u64, foreign: bool) -> Result<()> {
-    let agent = Agent::new(config("bench-target"))?;
-    let region = region(&agent, bytes, foreign)?;
-    let address = agent.address().context("the agent has no address")?.to_string();
-    say(&Hello { agent: address, raw: raw::listen(bytes)?, region_bytes: bytes })?;
-    for line in std::io::stdin().lock().lines() {
-        let answer = match serde_json::from_str(&line?) {
-            Ok(ask) => answer(&region, ask).unwrap_or_else(|error| Answer::Failed(format!("{error:#}"))),
-            Err(error) => Answer::Failed(format!("not understood: {error}")),
-        };
-        say(&answer)?;
+/// Serves until it is asked to end.
+pub(crate) fn serve(args: &TargetArgs) -> Result<()> {
+    let (ends, end) = channel();
+    let interrupted = ends.clone();
+    let _stop = Stop::catch(move || {
+        let _ending = interrupted.send(End::Asked);
+    })?;
+    let mut config = config("bench-target");
+    config.tcp_listen = Some(args.listen);
+    config.app_metadata = IDENTITY.to_vec();
+    setup(&mut config, &args.trust)?;
+    let agent = Agent::new(config)?;
+    introduce(&agent, args)?;
+    if args.until_stdin_ends {
+        let ends = ends.clone();
+        std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+            let _ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            let _ending = ends.send(End::Asked);
+        })?;
     }
+    let server = Server {
+        agent: agent.clone(),
+        ip: reachable(args.listen.ip()),
+        json: args.json,
+        once: args.once,
+        sessions: HashMap::new(),
+    };
+    std::thread::Builder::new().name("serving".to_owned()).spawn(move || server.run(&ends))?;
+    let result = wait(&end);
+    // Initiators are told, instead of finding out.
+    agent.peers().iter().for_each(Peer::disconnect);
+    result
+}
+
+fn wait(end: &Receiver<End>) -> Result<()> {
+    match end.recv().context("the serving thread ended")? {
+        End::Asked | End::Served => Ok(()),
+        End::Failed(error) => Err(error),
+    }
+}
+
+/// Where this host reaches itself, for what listens beside the agent.
+fn reachable(ip: IpAddr) -> IpAddr {
+    if ip.is_unspecified() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { ip }
+}
+
+/// Says where the target is and what to do with it.
+fn introduce(agent: &Agent, args: &TargetArgs) -> Result<()> {
+    let address = agent.address().context("the agent has no address")?.to_string();
+    if args.json {
+        println!("{}", json!({ "event": "listening", "address": address }));
+        return Ok(());
+    }
+    let host = if args.listen.ip().is_unspecified() { machine::hostname() } else { None };
+    let shown = match (host, address.parse::<transfer_core::Address>()?) {
+        (Some(host), transfer_core::Address::Tcp { port, .. }) => format!("tcp://{host}:{port}"),
+        _ => address,
+    };
+    println!("transfer-bench target is ready. Run this at the other end:\n");
+    println!("    transfer-bench initiator --connect {shown}{}{}\n", args.trust.shown(), waits(args.wait));
+    println!("It serves one run after another; Ctrl-C ends it.");
     Ok(())
 }
 
-fn say(what: &impl Serialize) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer(&mut out, what)?;
-    out.write_all(b"\n")?;
-    Ok(out.flush()?)
+fn waits(wait: Wait) -> &'static str {
+    match wait {
+        Wait::Block => "",
+        Wait::Poll => " --wait poll",
+    }
 }
 
-fn answer(region: &Region, ask: Ask) -> Result<Answer> {
-    match ask {
-        Ask::Fill(pattern) => fill(region, pattern).map(|()| Answer::Good),
-        Ask::Check { shape, op, patterns } => {
-            let expected = Expected::after(shape, op, Side::Remote, patterns);
-            Ok(check(region, &expected)?.map_or(Answer::Good, Answer::Wrong))
+/// What it does for its initiators.
+struct Server {
+    agent: Agent,
+    ip: IpAddr,
+    json: bool,
+    once: bool,
+    sessions: HashMap<Incarnation, Session>,
+}
+
+/// What one of them has here.
+struct Session {
+    label: String,
+    region: Option<(Region, u64)>,
+    /// Plain memory, for the roof of process-vm.
+    memory: Vec<u8>,
+}
+
+impl Server {
+    fn run(mut self, ends: &Sender<End>) {
+        loop {
+            let handled = match self.agent.wait_event(Duration::MAX) {
+                Some(event) => self.handle(event),
+                None => Ok(false),
+            };
+            let end = match handled {
+                Ok(false) => continue,
+                Ok(true) => End::Served,
+                Err(error) => End::Failed(error),
+            };
+            // Nobody listens when the end has come already.
+            let _ending = ends.send(end);
+            return;
         }
     }
+
+    /// Whether it is time to end.
+    fn handle(&mut self, event: Event) -> Result<bool> {
+        match event {
+            Event::PeerUp { peer } => {
+                self.tell("connected", &peer, None);
+                Ok(false)
+            }
+            Event::Notif { peer, bytes } => {
+                let (number, answer) = match serde_json::from_slice::<Numbered<Ask>>(&bytes) {
+                    Ok(ask) => (ask.number, self.answer(&peer, ask.what)),
+                    Err(error) => (0, Err(anyhow::anyhow!("a question that is not understood: {error}"))),
+                };
+                let what = answer.unwrap_or_else(|error| Answer::Failed(format!("{error:#}")));
+                // If it is gone, that is the next event.
+                let _told = peer.notify(&serde_json::to_vec(&Numbered { number, what })?);
+                Ok(false)
+            }
+            Event::PeerLost { peer, reason } => {
+                self.tell("gone", &peer, Some(&reason.to_string()));
+                let was_served = self.sessions.remove(&peer.incarnation()).is_some();
+                Ok(self.once && was_served)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn tell(&self, what: &str, peer: &Peer, why: Option<&str>) {
+        let (name, incarnation) = (peer.name(), peer.incarnation());
+        if self.json {
+            println!("{}", json!({ "event": what, "initiator": name, "why": why }));
+        } else {
+            println!(
+                "{name} ({incarnation}) is {what}{}",
+                why.map_or_else(String::new, |why| format!(": {why}"))
+            );
+        }
+    }
+
+    fn answer(&mut self, peer: &Peer, ask: Ask) -> Result<Answer> {
+        let incarnation = peer.incarnation();
+        ensure!(
+            self.sessions.len() < INITIATORS_MAX || self.sessions.contains_key(&incarnation),
+            "this target serves {INITIATORS_MAX} initiators already"
+        );
+        let label = || format!("bench-{incarnation}");
+        let new = || Session { label: label(), region: None, memory: Vec::new() };
+        let session = self.sessions.entry(incarnation).or_insert_with(new);
+        match ask {
+            Ask::Region { bytes, foreign } => session.make_region(&self.agent, bytes, foreign),
+            Ask::Fill(pattern) => fill(session.region()?.0, pattern).map(|()| Answer::Good),
+            Ask::Check { shape, op, patterns } => {
+                let (region, bytes) = session.region()?;
+                ensure!(shape.region_bytes() <= bytes, "{shape} is more than the region of {bytes} bytes");
+                let expected = Expected::after(shape, op, Side::Remote, patterns);
+                Ok(check(region, &expected)?.map_or(Answer::Good, Answer::Wrong))
+            }
+            Ask::Cpu => {
+                let nanos = u64::try_from(machine::cpu_time()?.as_nanos())?;
+                Ok(Answer::Cpu { nanos })
+            }
+            Ask::Memory => session.make_memory(),
+            Ask::Sockets { streams, wait: _ } => {
+                let (_, bytes) = session.region()?;
+                let secret = secret()?;
+                let port = sockets::listen(self.ip, streams, secret, bytes)?;
+                Ok(Answer::Sockets { port, secret })
+            }
+            Ask::Iperf3 => Ok(Answer::Iperf3 { port: roof::serve_iperf3(self.ip)? }),
+        }
+    }
+}
+
+impl Session {
+    fn region(&self) -> Result<(&Region, u64)> {
+        let (region, bytes) = self.region.as_ref().context("no region was asked for")?;
+        Ok((region, *bytes))
+    }
+
+    fn make_region(&mut self, agent: &Agent, bytes: u64, foreign: bool) -> Result<Answer> {
+        self.region = None;
+        machine::check_memory(bytes)?;
+        let region = make_region(agent, bytes, foreign, &self.label)?;
+        let id = region.id().to_u64();
+        self.region = Some((region, bytes));
+        Ok(Answer::Region { id, label: self.label.clone() })
+    }
+
+    fn make_memory(&mut self) -> Result<Answer> {
+        let (_, bytes) = self.region()?;
+        machine::check_memory(bytes)?;
+        self.memory = roof::plain(bytes)?;
+        let secret = secret()?;
+        let memory = roof::aligned(&mut self.memory);
+        let Some(begin) = memory.first_chunk_mut() else { bail!("a region shorter than its guards") };
+        *begin = secret;
+        let address = u64::try_from(memory.as_ptr().addr())?;
+        Ok(Answer::Memory { pid: i32::try_from(std::process::id())?, address, secret })
+    }
+}
+
+fn secret() -> Result<[u8; SECRET_BYTES]> {
+    let mut secret = [0; SECRET_BYTES];
+    getrandom::fill(&mut secret).context("no random bytes")?;
+    Ok(secret)
 }
 
 // ---- both sides
@@ -110,13 +259,12 @@ pub(crate) fn config(name: &str) -> Config {
 }
 
 /// A region of the kind that the path takes. Its pages are there once it was filled.
-pub(crate) fn region(agent: &Agent, bytes: u64, foreign: bool) -> Result<Region> {
+pub(crate) fn make_region(agent: &Agent, bytes: u64, foreign: bool, label: &str) -> Result<Region> {
     let bytes = usize::try_from(bytes)?;
-    let region = if foreign { agent.adopt(vec![0; bytes], LABEL) } else { agent.alloc(bytes, LABEL) };
-    Ok(region?)
+    Ok(if foreign { agent.adopt(vec![0; bytes], label)? } else { agent.alloc(bytes, label)? })
 }
 
-/// Fills a region with a pattern.
+/// Fills a region.
 pub(crate) fn fill(region: &Region, pattern: Pattern) -> Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES.min(region.len())];
     for start in (0..region.len()).step_by(CHUNK_BYTES) {
@@ -130,100 +278,4 @@ pub(crate) fn fill(region: &Region, pattern: Pattern) -> Result<()> {
 /// Compares every byte of a region.
 pub(crate) fn check(region: &Region, expected: &Expected) -> Result<Option<Mismatch>> {
     expected.check(region.len() as u64, |offset, out| Ok(region.read_at(usize::try_from(offset)?, out)?))
-}
-
-// ---- the measuring side
-
-/// A target process. Dropping it ends it.
-pub(crate) struct Target {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    lines: Receiver<std::io::Result<String>>,
-}
-
-/// An answer that is still to come.
-#[must_use]
-pub(crate) struct Pending<'a>(&'a Target);
-
-impl Target {
-    /// Starts one.
-    pub(crate) fn start(bytes: u64, foreign: bool) -> Result<(Self, Hello)> {
-        let binary = std::env::current_exe().context("cannot find this binary")?;
-        let mut command = Command::new(binary);
-        command.args(["target", "--bytes", &bytes.to_string()]);
-        if foreign {
-            command.arg("--foreign");
-        }
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().context("cannot start the target process")?;
-        let stdin = child.stdin.take();
-        let (sender, lines) = channel();
-        if let Some(stdout) = child.stdout.take() {
-            // It ends with the target's stdout.
-            std::thread::spawn(move || {
-                BufReader::new(stdout).lines().try_for_each(|line| sender.send(line).ok());
-            });
-        }
-        let target = Self { child, stdin, lines };
-        let hello = target.receive().context("the target process did not start")?;
-        Ok((target, hello))
-    }
-
-    /// Its process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Has it fill its region; this side can do something else meanwhile.
-    pub(crate) fn fill(&mut self, pattern: Pattern) -> Result<Pending<'_>> {
-        self.ask(&Ask::Fill(pattern))
-    }
-
-    /// Has it compare every byte of its region; this side can do something else meanwhile.
-    pub(crate) fn check(&mut self, shape: Shape, op: Op, patterns: Patterns) -> Result<Pending<'_>> {
-        self.ask(&Ask::Check { shape, op, patterns })
-    }
-
-    fn ask(&mut self, ask: &Ask) -> Result<Pending<'_>> {
-        let stdin = self.stdin.as_mut().context("the target process is ending")?;
-        let mut line = serde_json::to_vec(ask)?;
-        line.push(b'\n');
-        stdin.write_all(&line).context("the target process is gone")?;
-        Ok(Pending(self))
-    }
-
-    fn receive<T: DeserializeOwned>(&self) -> Result<T> {
-        match self.lines.recv_timeout(ANSWER_TIMEOUT) {
-            Ok(line) => Ok(serde_json::from_str(&line?)?),
-            Err(RecvTimeoutError::Disconnected) => bail!("the target process is gone"),
-            Err(RecvTimeoutError::Timeout) => bail!("the target process does not answer"),
-        }
-    }
-}
-
-impl Pending<'_> {
-    /// Waits for it.
-    pub(crate) fn wait(self) -> Result<Option<Mismatch>> {
-        match self.0.receive()? {
-            Answer::Good => Ok(None),
-            Answer::Wrong(mismatch) => Ok(Some(mismatch)),
-            Answer::Failed(error) => bail!("the target process says: {error}"),
-        }
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        self.stdin = None;
-        let polls = END_TIMEOUT.as_millis() / END_POLL.as_millis();
-        for _ in 0..polls {
-            match self.child.try_wait() {
-                Ok(None) => std::thread::sleep(END_POLL),
-                _ => return,
-            }
-        }
-        // It does not end by itself; a process that is gone already is no error.
-        let _killed = self.child.kill();
-        let _reaped = self.child.wait();
-    }
 }
