@@ -137,16 +137,32 @@ pub fn recv_with_fd(socket: BorrowedFd<'_>, out: &mut [u8]) -> OsResult<(usize, 
 /// # Errors
 /// [`OsError`] of setsockopt.
 pub fn set_buffers(socket: BorrowedFd<'_>, bytes: u32) -> OsResult<()> {
-    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     for (name, what) in [(libc::SO_SNDBUF, "SO_SNDBUF"), (libc::SO_RCVBUF, "SO_RCVBUF")] {
-        let len = socklen(size_of::<libc::c_int>());
-        let (fd, level) = (socket.as_raw_fd(), libc::SOL_SOCKET);
-        // SAFETY: buffer and length describe `value`.
-        if unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), len) } != 0 {
-            return Err(OsError::last("setsockopt", what));
-        }
+        set_int(socket, (libc::SOL_SOCKET, name), what, bytes)?;
     }
     Ok(())
+}
+
+/// The socket is readable once so many bytes wait, or it has ended, or its buffer is full (`SO_RCVLOWAT`, socket(7)).
+/// The kernel grows the buffer to hold them where it may. At most half of the largest buffer counts; 0 means 1.
+///
+/// # Errors
+/// [`OsError`] of setsockopt.
+pub fn set_low_water(socket: BorrowedFd<'_>, bytes: u32) -> OsResult<()> {
+    set_int(socket, (libc::SOL_SOCKET, libc::SO_RCVLOWAT), "SO_RCVLOWAT", bytes)
+}
+
+fn set_int(
+    socket: BorrowedFd<'_>,
+    (level, name): (libc::c_int, libc::c_int),
+    what: &'static str,
+    value: u32,
+) -> OsResult<()> {
+    let value = libc::c_int::try_from(value).unwrap_or(libc::c_int::MAX);
+    let len = socklen(size_of::<libc::c_int>());
+    // SAFETY: buffer and length describe `value`.
+    let rc = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) };
+    if rc == 0 { Ok(()) } else { Err(OsError::last("setsockopt", what)) }
 }
 
 #[expect(clippy::expect_used, reason = "lengths of fixed structs")]
@@ -156,6 +172,7 @@ fn socklen(len: usize) -> libc::socklen_t {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
@@ -174,6 +191,23 @@ mod tests {
         assert_eq!(send_plain(&a, b"no fd"), 5);
         let (n, fd) = recv_with_fd(b.as_fd(), &mut out).unwrap();
         assert_eq!((&out[..n], fd.is_none()), (&b"no fd"[..], true));
+    }
+
+    #[test]
+    fn a_socket_below_its_low_water_is_not_readable() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut a = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let b = listener.accept().unwrap().0;
+        let epoll = crate::poll::Epoll::new().unwrap();
+        set_low_water(b.as_fd(), 3).unwrap();
+        epoll.add(b.as_fd(), 1, true, false).unwrap();
+        a.write_all(&[1, 2]).unwrap();
+        let mut ready = Vec::new();
+        epoll.wait(Some(std::time::Duration::from_millis(20)), &mut ready).unwrap();
+        assert_eq!(ready, []);
+        set_low_water(b.as_fd(), 2).unwrap();
+        epoll.wait(None, &mut ready).unwrap();
+        assert!(ready[0].readable);
     }
 
     fn send_plain(socket: &UnixStream, bytes: &[u8]) -> usize {

@@ -5,6 +5,7 @@
 //! descs_len (u32), transfer (u64), slice (u32), span (u32), payload_len (u64).
 
 use crate::codec::{DecodeError, Reader};
+use crate::desc::DescList;
 use crate::id::{Incarnation, RailId, XferId};
 
 /// Length of a header.
@@ -69,6 +70,16 @@ pub enum DataKind {
     ReadReply,
     /// The write of that slice ended with this status.
     Ack,
+}
+
+impl DataKind {
+    fn has_descs(self) -> bool {
+        matches!(self, Self::Write | Self::ReadRequest)
+    }
+
+    fn has_payload(self) -> bool {
+        matches!(self, Self::Write | Self::ReadReply)
+    }
 }
 
 /// How a slice ended at its target.
@@ -166,15 +177,54 @@ impl DataHeader {
         let slice = r.u32("slice")?;
         let span = r.u32("span")?;
         let payload_len = r.u64("payload bytes")?;
-        let has_descs = matches!(kind, DataKind::Write | DataKind::ReadRequest);
-        let has_payload = matches!(kind, DataKind::Write | DataKind::ReadReply);
-        limit(
-            "descriptor bytes",
-            u64::from(descs_len),
-            if has_descs { u64::from(DESCS_BYTES_MAX) } else { 0 },
-        )?;
-        limit("payload bytes", payload_len, if has_payload { PAYLOAD_MAX } else { 0 })?;
+        let descs_max = if kind.has_descs() { DESCS_BYTES_MAX } else { 0 };
+        limit("descriptor bytes", u64::from(descs_len), u64::from(descs_max))?;
+        limit("payload bytes", payload_len, if kind.has_payload() { PAYLOAD_MAX } else { 0 })?;
         Ok(Self { kind, status, xfer, slice, span, descs_len, payload_len })
+    }
+}
+
+/// What stands at the front of the bytes that came on a data connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "a head is whole or it is not")]
+pub enum Head {
+    /// So many bytes more are needed, at least; what is there so far is right.
+    Missing(usize),
+    /// A header with its descriptors (none, in answers), in so many bytes. The payload follows.
+    Whole {
+        /// The header.
+        header: DataHeader,
+        /// Its descriptors. They still have to be checked against the regions.
+        list: DescList,
+        /// Bytes of both.
+        len: usize,
+    },
+}
+
+impl Head {
+    /// Reads the head at the front of `bytes`. Every length is judged before anything is waited for, so `Missing`
+    /// never asks for more than [`HEADER_BYTES`] and [`DESCS_BYTES_MAX`] together.
+    ///
+    /// # Errors
+    /// [`DecodeError`] of the header or of the list, and where the list ends before `descs_len` does.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let Some((raw, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+            return Ok(Self::Missing(HEADER_BYTES - bytes.len()));
+        };
+        let header = DataHeader::decode(*raw)?;
+        let descs_len = usize::try_from(header.descs_len).unwrap_or(usize::MAX);
+        let Some(descs) = rest.get(..descs_len) else {
+            return Ok(Self::Missing(descs_len - rest.len()));
+        };
+        let list = if header.kind.has_descs() {
+            let mut reader = Reader::new(descs);
+            let list = DescList::decode(&mut reader)?;
+            reader.end()?;
+            list
+        } else {
+            DescList::new()
+        };
+        Ok(Self::Whole { header, list, len: HEADER_BYTES + descs_len })
     }
 }
 
@@ -184,9 +234,14 @@ fn limit(what: &'static str, value: u64, max: u64) -> Result<(), DecodeError> {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+    use alloc::vec::Vec;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::desc::Desc;
+    use crate::id::RegionId;
 
     #[test]
     fn headers_come_back() {
@@ -210,7 +265,64 @@ mod tests {
         assert!(DataHeader::decode(write.encode()).is_err());
     }
 
+    /// A request with some descriptors, as it goes over the wire.
+    fn request(kind: DataKind, pages: u32) -> Vec<u8> {
+        let list = DescList::from(Desc::paged(RegionId::new(1, 2), 64, 4096, 8192, (0..pages).collect()));
+        let mut bytes = vec![0; HEADER_BYTES];
+        list.encode(&mut bytes);
+        let mut header = DataHeader::new(kind, XferId::new(3, 4), 5);
+        header.descs_len = u32::try_from(bytes.len() - HEADER_BYTES).unwrap();
+        header.payload_len = if kind == DataKind::Write { u64::from(pages) * 4096 } else { 0 };
+        bytes[..HEADER_BYTES].copy_from_slice(&header.encode());
+        bytes
+    }
+
+    #[test]
+    fn a_head_is_whole_with_its_last_byte_and_says_what_is_missing_before() {
+        let bytes = request(DataKind::Write, 9);
+        for len in 0..bytes.len() {
+            let Ok(Head::Missing(missing)) = Head::decode(&bytes[..len]) else { panic!("{len}") };
+            assert!(missing > 0 && len + missing <= bytes.len());
+        }
+        let mut more = bytes.clone();
+        more.extend([7; 100]);
+        let Ok(Head::Whole { header, list, len }) = Head::decode(&more) else { panic!("whole") };
+        assert_eq!((len, list.count(), header.payload_len), (bytes.len(), 9, 9 * 4096));
+    }
+
+    #[test]
+    fn bytes_behind_the_list_are_refused() {
+        let mut bytes = request(DataKind::ReadRequest, 3);
+        let len = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]) + 1;
+        bytes[4..8].copy_from_slice(&len.to_le_bytes());
+        bytes.push(0);
+        assert!(Head::decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn whichever_bit_flips_a_head_stays_within_its_limits() {
+        let bytes = request(DataKind::Write, 4);
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            match Head::decode(&flipped) {
+                Ok(Head::Missing(missing)) => assert!(missing <= DESCS_BYTES_MAX as usize),
+                Ok(Head::Whole { header, len, .. }) => {
+                    assert!(len <= flipped.len() && header.payload_len <= PAYLOAD_MAX);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn any_bytes_are_a_head_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(Head::Whole { len, .. }) = Head::decode(&bytes) {
+                prop_assert!(len <= bytes.len());
+            }
+        }
+
         #[test]
         fn any_bytes_are_a_header_within_limits_or_an_error(bytes in any::<[u8; HEADER_BYTES]>()) {
             if let Ok(header) = DataHeader::decode(bytes) {

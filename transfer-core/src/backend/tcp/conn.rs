@@ -1,32 +1,31 @@
 //! One data connection: both directions, and the slices that wait for an answer on it.
 
 use std::collections::HashMap;
-use std::io::Read;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use transfer_proto::codec::{DecodeError, Reader};
+use transfer_proto::codec::DecodeError;
 use transfer_proto::desc::DescList;
 use transfer_proto::id::{Incarnation, RailId, XferId};
-use transfer_proto::proto::data::{DESCS_BYTES_MAX, DataHeader, DataKind, HEADER_BYTES, PAYLOAD_MAX, Status};
+use transfer_proto::proto::data::{DataHeader, DataKind, Head, PAYLOAD_MAX, Status};
 use transfer_proto::proto::xfer::SliceError;
-use transfer_sys::{OsError, RawRange, copy, socket};
+use transfer_sys::process::RANGES_MAX;
+use transfer_sys::{OsError, RawRange, socket};
 
-use super::send::{Keeper, OutFrame, SendQueue};
+use super::intake::{Came, Intake, Target};
+use super::send::{Keeper, SendQueue};
 use super::serve::{self, Served};
-use crate::backend::shm::advance;
 use crate::backend::{Completion, Slice};
 use crate::mem::{Pass, RegionCore, RegionTable};
 use crate::xfer::{Op, XferCore};
 
-/// Bytes asked for at a time while a header is awaited: enough for a small slice with its payload, little enough
-/// not to pull much of a large payload through this buffer.
-const HEAD_READ: usize = 8 << 10;
-/// A header with the longest descriptor list.
-const BUFFER_BYTES: usize = HEADER_BYTES + DESCS_BYTES_MAX as usize;
 /// Bytes taken from one connection before the others get their turn.
-const TURN_BYTES: usize = 4 << 20;
+const TURN_BYTES: usize = 8 << 20;
+/// While a long payload comes in, so many bytes of it have to wait before the thread is woken for them.
+const LOW_WATER_BYTES: u32 = 512 << 10;
+/// A payload that has no more than this left is not waited for in one.
+const LOW_WATER_MIN: u32 = 64 << 10;
 /// Slices of ours that may wait for an answer on one connection.
 const AWAITED_MAX: usize = 64;
 /// Answers that may wait to be sent before nothing more is read. A peer that keeps to its own [`AWAITED_MAX`] never
@@ -47,14 +46,14 @@ pub(super) enum ConnError {
     Protocol(#[from] DecodeError),
 }
 
-/// What a slice of ours waits for.
-enum Awaited {
-    /// The answer that a write has landed.
-    Ack { bytes: u64 },
-    /// Data, for these ranges.
-    Data { ranges: Vec<RawRange>, bytes: u64, core: Arc<XferCore> },
-    /// Something that nobody wants any more.
-    Nothing,
+/// A slice of ours that is on the connection.
+struct Awaited {
+    bytes: u64,
+    core: Arc<XferCore>,
+    /// For a read: where its bytes go.
+    ranges: Vec<RawRange>,
+    /// Nobody waits for its data any more; its completion was told.
+    dropped: bool,
 }
 
 /// Where incoming bytes go.
@@ -62,7 +61,7 @@ enum Inbound {
     /// Into the buffer, until there is a header with its descriptors.
     Head,
     /// Into memory.
-    Land { ranges: Vec<RawRange>, at: usize, left: u64, landing: Landing },
+    Land { target: Target, landing: Landing },
     /// Nowhere.
     Sink { left: u64, answer: Option<DataHeader> },
 }
@@ -78,16 +77,19 @@ enum Landing {
 /// One connection.
 pub(super) struct Conn {
     pub(super) peer: Incarnation,
-    rail: RailId,
+    pub(super) rail: RailId,
     stream: TcpStream,
     pub(super) out: SendQueue,
+    intake: Intake,
     inbound: Inbound,
-    buffer: Box<[u8]>,
-    /// The part of the buffer that holds bytes.
-    held: std::ops::Range<usize>,
     awaited: HashMap<(XferId, u32), Awaited>,
-    pub(super) writable_watched: bool,
-    pub(super) readable_watched: bool,
+    /// Ranges of payloads that have come, kept for the next ones.
+    spares: Vec<Vec<RawRange>>,
+    low_water: u32,
+    /// Bytes may be held that wait for answers to leave.
+    stalled: bool,
+    /// What epoll looks at: readable, writable.
+    pub(super) watched: (bool, bool),
 }
 
 impl Conn {
@@ -97,12 +99,13 @@ impl Conn {
             rail,
             stream,
             out: SendQueue::default(),
+            intake: Intake::new(),
             inbound: Inbound::Head,
-            buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
-            held: 0..0,
             awaited: HashMap::new(),
-            writable_watched: false,
-            readable_watched: true,
+            spares: Vec::new(),
+            low_water: 1,
+            stalled: false,
+            watched: (true, false),
         }
     }
 
@@ -120,275 +123,267 @@ impl Conn {
         AWAITED_MAX.saturating_sub(self.awaited.len())
     }
 
-    /// Puts a slice on the wire.
+    /// Queues a slice; [`Conn::flush`] sends it.
     pub(super) fn submit(&mut self, slice: Slice) -> Result<(), Completion> {
+        debug_assert!(slice.bytes <= PAYLOAD_MAX, "slices are smaller");
         let core = &slice.core;
-        let remote = &core.remote.core.list;
-        let mut descs = DescList::new();
-        let mut ranges = Vec::with_capacity(slice.pieces.len());
+        let remote = core.remote.core.list.descs();
+        let (mut list, mut ranges) = (DescList::new(), self.spares.pop().unwrap_or_default());
         for piece in &slice.pieces {
-            descs.push_span(&remote.descs()[piece.remote.0 as usize], piece.remote.1, piece.len);
+            list.push_span(&remote[piece.remote.0 as usize], piece.remote.1, piece.len);
             // Pieces are made from the list, so they lie in it.
             let range = core.local.core.range(piece);
             ranges.push(range.ok_or_else(|| slice.failed(SliceError::WrongReply))?);
         }
-        let (bytes, id) = (slice.bytes, (slice.xfer, slice.slice));
+        let draft = self.out.draft().list(&list);
         let keeper = Keeper::Own { _core: Arc::clone(core) };
-        let frame = match core.op {
+        let header = |kind| DataHeader::new(kind, slice.xfer, slice.slice);
+        match core.op {
             Op::Write => {
-                self.awaited.insert(id, Awaited::Ack { bytes });
-                OutFrame::new(head(DataKind::Write, id, &descs, bytes), ranges, keeper)
+                let mut header = header(DataKind::Write);
+                header.payload_len = slice.bytes;
+                self.out.push(draft.payload(ranges.drain(..)), header, keeper, true);
+                self.spares.push(std::mem::take(&mut ranges));
             }
-            Op::Read => {
-                let core = Arc::clone(core);
-                self.awaited.insert(id, Awaited::Data { ranges, bytes, core });
-                OutFrame::new(head(DataKind::ReadRequest, id, &descs, 0), Vec::new(), keeper)
-            }
-        };
-        self.out.push(frame.for_slice(id.0, id.1));
+            Op::Read => self.out.push(draft, header(DataKind::ReadRequest), keeper, true),
+        }
+        let (bytes, dropped, core) = (slice.bytes, false, slice.core);
+        self.awaited.insert((slice.xfer, slice.slice), Awaited { bytes, core, ranges, dropped });
         Ok(())
     }
 
-    pub(super) fn flush(&mut self) -> Result<(), ConnError> {
+    pub(super) fn flush(&mut self) -> Result<usize, ConnError> {
         self.out.flush(self.stream.as_fd()).map_err(ConnError::Os)
     }
 
-    /// Takes in what has come, up to a turn's worth.
+    /// Takes in what has come, up to a turn's worth; says how many bytes that were.
     pub(super) fn receive(
         &mut self,
         regions: &RegionTable,
         done: &mut Vec<Completion>,
-    ) -> Result<(), ConnError> {
-        let mut turn = TURN_BYTES;
-        while turn > 0 && !self.is_congested() {
-            let came = match &mut self.inbound {
-                Inbound::Head => {
-                    if self.parse(regions, done)? {
-                        continue;
-                    }
-                    self.read_head()?
+    ) -> Result<usize, ConnError> {
+        let (mut turn, mut drained) = (0, false);
+        loop {
+            self.stalled = self.is_congested();
+            if self.stalled {
+                break;
+            }
+            if self.step(regions, done)? {
+                continue;
+            }
+            if drained || turn >= TURN_BYTES {
+                break;
+            }
+            let came = self.read()?;
+            turn += came.bytes;
+            drained = came.drained;
+        }
+        self.set_low_water()?;
+        Ok(turn)
+    }
+
+    /// Whether bytes that were left aside, because too many answers waited, can be taken in now.
+    pub(super) fn can_resume(&self) -> bool {
+        self.stalled && !self.is_congested()
+    }
+
+    /// Goes on with the bytes that are held. False where more have to come first.
+    fn step(&mut self, regions: &RegionTable, done: &mut Vec<Completion>) -> Result<bool, ConnError> {
+        match &mut self.inbound {
+            Inbound::Head => {
+                let Head::Whole { header, list, len } = self.intake.head()? else { return Ok(false) };
+                self.intake.take_head(len, header.payload_len);
+                self.begin(header, &list, regions, done)?;
+                Ok(true)
+            }
+            Inbound::Land { target, .. } => {
+                let moved = self.intake.land_held(target);
+                let over = target.left == 0;
+                if over {
+                    self.landed(done);
                 }
-                Inbound::Land { .. } => self.land(done)?,
-                Inbound::Sink { .. } => self.sink()?,
-            };
-            let Some(came) = came else { return Ok(()) };
-            turn = turn.saturating_sub(came);
+                Ok(moved || over)
+            }
+            Inbound::Sink { left, answer } => {
+                let dropped = self.intake.discard(*left);
+                *left -= dropped as u64;
+                let over = *left == 0;
+                if over {
+                    answer.take().into_iter().for_each(|answer| self.out.answer(answer));
+                    self.inbound = Inbound::Head;
+                }
+                Ok(dropped > 0 || over)
+            }
+        }
+    }
+
+    /// Reads what is needed next.
+    fn read(&mut self) -> Result<Came, ConnError> {
+        match &mut self.inbound {
+            Inbound::Head => match self.intake.head()? {
+                Head::Missing(missing) => self.intake.read_head(&self.stream, missing),
+                Head::Whole { .. } => Ok(Came { bytes: 0, drained: false }),
+            },
+            Inbound::Land { target, .. } => self.intake.land(&self.stream, target),
+            Inbound::Sink { left, .. } => self.intake.sink(&self.stream, *left),
+        }
+    }
+
+    /// Being woken costs both sides: a long payload is waited for in large parts. Never for more than will come.
+    fn set_low_water(&mut self) -> Result<(), ConnError> {
+        let left = match &self.inbound {
+            Inbound::Head => 1,
+            Inbound::Land { target, .. } => target.left,
+            Inbound::Sink { left, .. } => *left,
+        };
+        let wanted = u32::try_from(left).unwrap_or(u32::MAX).min(LOW_WATER_BYTES);
+        let wanted = if wanted < LOW_WATER_MIN { 1 } else { wanted };
+        if wanted != self.low_water {
+            socket::set_low_water(self.stream.as_fd(), wanted).map_err(ConnError::Os)?;
+            self.low_water = wanted;
         }
         Ok(())
     }
 
-    /// Reads into the buffer. `None` where nothing has come.
-    fn read_head(&mut self) -> Result<Option<usize>, ConnError> {
-        if self.held.start > 0 {
-            self.buffer.copy_within(self.held.clone(), 0);
-            self.held = 0..self.held.len();
-        }
-        let missing = self.head_len().saturating_sub(self.held.len()).max(1);
-        let end = (self.held.end + missing.max(HEAD_READ)).min(self.buffer.len());
-        let came = self.read(self.held.end..end)?;
-        self.held.end += came.unwrap_or(0);
-        Ok(came)
-    }
-
-    /// Bytes of the header and descriptors that come next, as far as is known.
-    fn head_len(&self) -> usize {
-        let head = &self.buffer[self.held.clone()];
-        let descs_len = head.get(4..8).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        HEADER_BYTES + (descs_len.min(DESCS_BYTES_MAX)) as usize
-    }
-
-    fn read(&mut self, to: std::ops::Range<usize>) -> Result<Option<usize>, ConnError> {
-        match (&self.stream).read(&mut self.buffer[to]) {
-            Ok(0) => Err(ConnError::Closed),
-            Ok(came) => Ok(Some(came)),
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => Ok(Some(0)),
-            Err(e) => Err(ConnError::Os(OsError::from_io("read", "data connection", &e))),
-        }
-    }
-
-    /// Takes a complete header off the buffer and acts on it. False where there is none.
-    fn parse(&mut self, regions: &RegionTable, done: &mut Vec<Completion>) -> Result<bool, ConnError> {
-        let held = &self.buffer[self.held.clone()];
-        let Some((raw, rest)) = held.split_first_chunk::<HEADER_BYTES>() else { return Ok(false) };
-        let header = DataHeader::decode(*raw)?;
-        let Some(descs) = rest.get(..header.descs_len as usize) else { return Ok(false) };
-        self.held.start += HEADER_BYTES + descs.len();
+    /// Acts on a header.
+    fn begin(
+        &mut self,
+        header: DataHeader,
+        list: &DescList,
+        regions: &RegionTable,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), ConnError> {
         match header.kind {
-            DataKind::Write | DataKind::ReadRequest => {
-                let mut reader = Reader::new(descs);
-                let list = DescList::decode(&mut reader)?;
-                reader.end()?;
-                self.serve(header, &list, regions);
-            }
-            DataKind::ReadReply => self.replied(header, done)?,
-            DataKind::Ack => self.acked(header, done)?,
+            DataKind::Write => self.take_write(header, list, regions),
+            DataKind::ReadRequest => self.serve_read(header, list, regions),
+            DataKind::ReadReply => return self.replied(header, done),
+            DataKind::Ack => return self.acked(header, done),
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// A peer wants something of our regions.
-    fn serve(&mut self, header: DataHeader, list: &DescList, regions: &RegionTable) {
-        let wanted = if header.kind == DataKind::Write { Some(header.payload_len) } else { None };
-        let served = serve::resolve(list, regions, wanted);
-        let kind = if wanted.is_some() { DataKind::Ack } else { DataKind::ReadReply };
-        let mut answer = DataHeader::new(kind, header.xfer, header.slice);
-        match (served, header.kind) {
-            (Ok(Served { ranges, bytes, pass }), DataKind::Write) => {
+    /// A peer writes into our regions.
+    fn take_write(&mut self, header: DataHeader, list: &DescList, regions: &RegionTable) {
+        let mut answer = DataHeader::new(DataKind::Ack, header.xfer, header.slice);
+        let ranges = self.spares.pop().unwrap_or_default();
+        self.inbound = match serve::resolve(list, regions, Some(header.payload_len), ranges) {
+            Ok(Served { ranges, bytes, pass }) => {
                 let landing = Landing::Served { answer, _pass: pass };
-                self.inbound = Inbound::Land { ranges, at: 0, left: bytes, landing };
+                Inbound::Land { target: Target::new(ranges, bytes), landing }
             }
-            (Ok(Served { ranges, bytes, pass }), _) => {
+            Err(refusal) => {
+                (answer.status, answer.span) = (refusal.status, refusal.span);
+                Inbound::Sink { left: header.payload_len, answer: Some(answer) }
+            }
+        };
+    }
+
+    /// A peer reads our regions.
+    fn serve_read(&mut self, header: DataHeader, list: &DescList, regions: &RegionTable) {
+        let mut answer = DataHeader::new(DataKind::ReadReply, header.xfer, header.slice);
+        let ranges = self.spares.pop().unwrap_or_default();
+        match serve::resolve(list, regions, None, ranges) {
+            Ok(Served { mut ranges, bytes, pass }) => {
                 answer.payload_len = bytes;
-                self.out.push(OutFrame::new(
-                    answer.encode().to_vec(),
-                    ranges,
-                    Keeper::Served { _pass: pass },
-                ));
+                let draft = self.out.draft().payload(ranges.drain(..));
+                self.out.push(draft, answer, Keeper::Served { _pass: pass }, false);
+                self.keep(ranges);
             }
-            (Err(refusal), DataKind::Write) => {
+            Err(refusal) => {
                 (answer.status, answer.span) = (refusal.status, refusal.span);
-                self.inbound = Inbound::Sink { left: header.payload_len, answer: Some(answer) };
-            }
-            (Err(refusal), _) => {
-                (answer.status, answer.span) = (refusal.status, refusal.span);
-                self.out.push(OutFrame::new(answer.encode().to_vec(), Vec::new(), Keeper::None));
+                self.out.answer(answer);
             }
         }
     }
 
     /// A read of ours is answered.
     fn replied(&mut self, header: DataHeader, done: &mut Vec<Completion>) -> Result<(), ConnError> {
-        let slice = (header.xfer, header.slice);
-        let left = header.payload_len;
-        match self.awaited.remove(&slice) {
-            Some(Awaited::Data { .. }) if header.status != Status::Ok && left == 0 => {
-                done.push(self.completion(slice, Err(refused(header))));
-            }
-            Some(Awaited::Data { ranges, bytes, core }) if left == bytes && header.status == Status::Ok => {
-                let landing = Landing::Own { slice, bytes, _core: core };
-                self.inbound = Inbound::Land { ranges, at: 0, left, landing };
-            }
-            Some(Awaited::Data { .. }) => {
-                done.push(self.completion(slice, Err(SliceError::WrongReply)));
-                self.inbound = Inbound::Sink { left, answer: None };
-            }
-            Some(Awaited::Nothing) => self.inbound = Inbound::Sink { left, answer: None },
-            Some(Awaited::Ack { .. }) | None => return Err(unasked(header)),
+        let (slice, left) = ((header.xfer, header.slice), header.payload_len);
+        let awaited = self.answered(header, Op::Read)?;
+        if awaited.dropped {
+            self.inbound = Inbound::Sink { left, answer: None };
+        } else if header.status != Status::Ok && left == 0 {
+            done.push(self.completion(slice, Err(refused(header))));
+        } else if header.status == Status::Ok && left == awaited.bytes {
+            let landing = Landing::Own { slice, bytes: left, _core: awaited.core };
+            self.inbound = Inbound::Land { target: Target::new(awaited.ranges, left), landing };
+        } else {
+            done.push(self.completion(slice, Err(SliceError::WrongReply)));
+            self.inbound = Inbound::Sink { left, answer: None };
         }
         Ok(())
     }
 
     /// A write of ours is answered.
     fn acked(&mut self, header: DataHeader, done: &mut Vec<Completion>) -> Result<(), ConnError> {
-        let slice = (header.xfer, header.slice);
-        match (self.awaited.remove(&slice), header.status) {
-            (Some(Awaited::Ack { bytes }), Status::Ok) => done.push(self.completion(slice, Ok(bytes))),
-            (Some(Awaited::Ack { .. }), _) => done.push(self.completion(slice, Err(refused(header)))),
-            (Some(Awaited::Nothing), _) => {}
-            (Some(Awaited::Data { .. }) | None, _) => return Err(unasked(header)),
-        }
+        let awaited = self.answered(header, Op::Write)?;
+        let result = if header.status == Status::Ok { Ok(awaited.bytes) } else { Err(refused(header)) };
+        done.push(self.completion((header.xfer, header.slice), result));
         Ok(())
     }
 
-    /// Brings payload into memory: what the buffer holds of it, then straight from the socket.
-    fn land(&mut self, done: &mut Vec<Completion>) -> Result<Option<usize>, ConnError> {
-        let Inbound::Land { ranges, at, left, .. } = &mut self.inbound else { return Ok(Some(0)) };
-        let mut came = 0;
-        while *left > 0 && !self.held.is_empty() {
-            let range = ranges[*at];
-            let len = range.len().min(self.held.len());
-            let bytes = &self.buffer[self.held.start..self.held.start + len];
-            let target = range.sub(0, len).unwrap_or(range);
-            #[allow(unsafe_code, reason = "lands bytes in registered memory")]
-            // SAFETY: I1. The landing keeps the memory; the ranges were checked against their regions.
-            unsafe {
-                copy::copy_in(target, bytes);
+    /// The slice that an answer speaks of. One that was not asked for, or not like that, or is not even on the wire,
+    /// breaks the protocol.
+    fn answered(&mut self, header: DataHeader, op: Op) -> Result<Awaited, ConnError> {
+        let slice = (header.xfer, header.slice);
+        match self.awaited.remove(&slice) {
+            Some(awaited) if awaited.core.op == op && !self.out.holds(slice) => Ok(awaited),
+            Some(awaited) => {
+                // It is still ours to end.
+                self.awaited.insert(slice, awaited);
+                Err(unasked(header))
             }
-            self.held.start += len;
-            came += len;
-            *left -= len as u64;
-            *at += advance(&mut ranges[*at..], len);
+            None => Err(unasked(header)),
         }
-        if *left > 0 {
-            #[allow(unsafe_code, reason = "reads into registered memory")]
-            // SAFETY: I1, as above.
-            match unsafe { socket::read_ranges(self.stream.as_fd(), &ranges[*at..]) } {
-                Ok(0) => return Err(ConnError::Closed),
-                Ok(read) => {
-                    came += read;
-                    *left -= read as u64;
-                    *at += advance(&mut ranges[*at..], read);
-                }
-                Err(error) if error.would_block() => return Ok(None),
-                Err(error) => return Err(ConnError::Os(error)),
-            }
-        }
-        if *left == 0 {
-            self.landed(done);
-        }
-        Ok(Some(came))
     }
 
+    /// A payload is in place.
     fn landed(&mut self, done: &mut Vec<Completion>) {
-        let Inbound::Land { landing, .. } = std::mem::replace(&mut self.inbound, Inbound::Head) else {
+        let Inbound::Land { target, landing } = std::mem::replace(&mut self.inbound, Inbound::Head) else {
             return;
         };
+        self.keep(target.ranges);
         match landing {
-            Landing::Served { answer, .. } => {
-                self.out.push(OutFrame::new(answer.encode().to_vec(), Vec::new(), Keeper::None));
-            }
+            Landing::Served { answer, .. } => self.out.answer(answer),
             Landing::Own { slice, bytes, .. } => done.push(self.completion(slice, Ok(bytes))),
         }
     }
 
-    /// Takes payload that has no place off the connection.
-    fn sink(&mut self) -> Result<Option<usize>, ConnError> {
-        let Inbound::Sink { left, answer } = &mut self.inbound else { return Ok(Some(0)) };
-        let held = usize::try_from(*left).unwrap_or(usize::MAX).min(self.held.len());
-        self.held.start += held;
-        *left -= held as u64;
-        if *left == 0 {
-            if let Some(answer) = answer.take() {
-                self.out.push(OutFrame::new(answer.encode().to_vec(), Vec::new(), Keeper::None));
-            }
-            self.inbound = Inbound::Head;
-            return Ok(Some(held));
+    fn keep(&mut self, mut ranges: Vec<RawRange>) {
+        if self.spares.len() < AWAITED_MAX && ranges.capacity() <= 2 * RANGES_MAX {
+            ranges.clear();
+            self.spares.push(ranges);
         }
-        self.held = 0..0;
-        let end = usize::try_from(*left).unwrap_or(usize::MAX).min(self.buffer.len());
-        let came = self.read(0..end)?;
-        self.held = 0..came.unwrap_or(0);
-        Ok(came)
     }
 
-    /// Leaves off with the slices of a transfer. Returns whether one of them is half on the wire, so that only the
-    /// end of the connection would stop it.
+    /// Leaves off with the slices of a transfer, as far as that goes without the end of the connection: reads are
+    /// over at once, since their bytes need not come here; so are writes of which nothing was sent. Returns whether
+    /// others are left: writes that the peer may take in yet, until it has answered them or the connection is closed.
     pub(super) fn abandon(&mut self, xfer: XferId, done: &mut Vec<Completion>) -> bool {
-        let (taken_back, begun) = self.out.take_back(xfer);
         let rail = Some(self.rail);
         let mut end = |(xfer, slice)| {
             done.push(Completion { xfer, slice, rail, result: Err(SliceError::Abandoned) });
         };
-        for slice in taken_back {
-            self.awaited.remove(&slice);
-            end(slice);
-        }
-        let sending = if begun { self.out.front_slice() } else { None };
-        for (slice, awaited) in &mut self.awaited {
-            let wanted = slice.0 == xfer && Some(*slice) != sending && !matches!(awaited, Awaited::Nothing);
-            if wanted {
-                *awaited = Awaited::Nothing;
+        let awaited = &mut self.awaited;
+        self.out.take_back(xfer, |slice| {
+            if awaited.remove(&slice).is_some_and(|awaited| !awaited.dropped) {
+                end(slice);
+            }
+        });
+        let mut left = false;
+        for (slice, awaited) in self.awaited.iter_mut().filter(|(slice, _)| slice.0 == xfer) {
+            left |= awaited.core.op == Op::Write;
+            if awaited.core.op == Op::Read && !std::mem::replace(&mut awaited.dropped, true) {
                 end(*slice);
             }
         }
-        if let Inbound::Land { landing: Landing::Own { slice, .. }, left, .. } = &self.inbound
+        if let Inbound::Land { landing: Landing::Own { slice, .. }, target } = &self.inbound
             && slice.0 == xfer
         {
             end(*slice);
-            self.inbound = Inbound::Sink { left: *left, answer: None };
+            self.inbound = Inbound::Sink { left: target.left, answer: None };
         }
-        begun
+        left
     }
 
     fn completion(&self, (xfer, slice): (XferId, u32), result: Result<u64, SliceError>) -> Completion {
@@ -401,26 +396,11 @@ impl Conn {
         let mut end = |(xfer, slice)| {
             done.push(Completion { xfer, slice, rail, result: Err(SliceError::RailLost) });
         };
-        for (slice, awaited) in self.awaited {
-            if !matches!(awaited, Awaited::Nothing) {
-                end(slice);
-            }
-        }
+        self.awaited.iter().filter(|(_, awaited)| !awaited.dropped).for_each(|(slice, _)| end(*slice));
         if let Inbound::Land { landing: Landing::Own { slice, .. }, .. } = self.inbound {
             end(slice);
         }
     }
-}
-
-fn head(kind: DataKind, (xfer, slice): (XferId, u32), descs: &DescList, payload_len: u64) -> Vec<u8> {
-    debug_assert!(payload_len <= PAYLOAD_MAX, "slices are smaller");
-    let mut out = vec![0; HEADER_BYTES];
-    descs.encode(&mut out);
-    let mut header = DataHeader::new(kind, xfer, slice);
-    header.descs_len = u32::try_from(out.len() - HEADER_BYTES).unwrap_or(u32::MAX);
-    header.payload_len = payload_len;
-    out[..HEADER_BYTES].copy_from_slice(&header.encode());
-    out
 }
 
 fn refused(header: DataHeader) -> SliceError {

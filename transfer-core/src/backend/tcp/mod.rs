@@ -5,6 +5,7 @@
 //! touched between two of its steps.
 
 mod conn;
+mod intake;
 mod send;
 mod serve;
 
@@ -30,6 +31,8 @@ pub(crate) struct Tcp {
     by_peer: HashMap<Incarnation, Vec<u64>>,
     /// Slices for which no connection had room.
     waiting: VecDeque<Slice>,
+    /// Connections that got slices and were not told to send them.
+    unsent: Vec<u64>,
     done: Vec<Completion>,
     lost: Vec<Incarnation>,
 }
@@ -37,8 +40,8 @@ pub(crate) struct Tcp {
 impl Tcp {
     pub(crate) fn new(shared: Arc<Shared>, epoll: Arc<Epoll>) -> Self {
         let (conns, by_peer) = (HashMap::new(), HashMap::new());
-        let (waiting, done, lost) = (VecDeque::new(), Vec::new(), Vec::new());
-        Self { shared, epoll, conns, by_peer, waiting, done, lost }
+        let (waiting, unsent) = (VecDeque::new(), Vec::new());
+        Self { shared, epoll, conns, by_peer, waiting, unsent, done: Vec::new(), lost: Vec::new() }
     }
 
     /// Takes over a connection that does not block, is past its greeting, and is watched for reading.
@@ -60,10 +63,27 @@ impl Tcp {
     /// Goes on with a connection.
     pub(crate) fn ready(&mut self, ready: Ready) {
         let Some(conn) = self.conns.get_mut(&ready.token) else { return };
-        let received =
-            if ready.readable { conn.receive(&self.shared.regions, &mut self.done) } else { Ok(()) };
-        let result = received.and_then(|()| conn.flush());
+        let result = Self::go_on(conn, ready.readable, &self.shared, &mut self.done);
         self.settle(ready.token, result);
+    }
+
+    fn go_on(
+        conn: &mut Conn,
+        mut readable: bool,
+        shared: &Shared,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), ConnError> {
+        loop {
+            if readable {
+                conn.receive(&shared.regions, done)?;
+            }
+            conn.flush()?;
+            // What was held back until answers had left gives no further sign of itself.
+            readable = conn.can_resume();
+            if !readable {
+                return Ok(());
+            }
+        }
     }
 
     /// After each step: watch for what is needed next, or give the connection up.
@@ -79,10 +99,10 @@ impl Tcp {
             self.close(token);
             return;
         }
-        let (readable, writable) = (!conn.is_congested(), !conn.out.is_empty());
-        if (readable, writable) != (conn.readable_watched, conn.writable_watched) {
-            (conn.readable_watched, conn.writable_watched) = (readable, writable);
-            if let Err(error) = self.epoll.modify(conn.stream().as_fd(), token, readable, writable) {
+        let wanted = (!conn.is_congested(), !conn.out.is_empty());
+        if wanted != conn.watched {
+            conn.watched = wanted;
+            if let Err(error) = self.epoll.modify(conn.stream().as_fd(), token, wanted.0, wanted.1) {
                 tracing::error!(%error, "cannot watch a data connection");
                 self.lost.push(conn.peer);
                 self.close(token);
@@ -136,12 +156,11 @@ impl Tcp {
             return Some(slice);
         }
         let conn = self.conns.get_mut(&token)?;
-        if let Err(completion) = conn.submit(slice) {
-            self.done.push(completion);
-            return None;
+        match conn.submit(slice) {
+            Ok(()) if !self.unsent.contains(&token) => self.unsent.push(token),
+            Ok(()) => {}
+            Err(completion) => self.done.push(completion),
         }
-        let result = conn.flush();
-        self.settle(token, result);
         None
     }
 }
@@ -162,6 +181,13 @@ impl Backend for Tcp {
             let waiting = std::mem::take(&mut self.waiting);
             self.waiting = waiting.into_iter().filter_map(|slice| self.place(slice)).collect();
         }
+        // Slices that were submitted together leave together.
+        while let Some(token) = self.unsent.pop() {
+            if let Some(conn) = self.conns.get_mut(&token) {
+                let result = conn.flush().map(drop);
+                self.settle(token, result);
+            }
+        }
         completions.append(&mut self.done);
     }
 
@@ -170,8 +196,8 @@ impl Backend for Tcp {
         self.end_waiting(|slice| slice.xfer == xfer);
         for token in self.by_peer.get(&peer).cloned().unwrap_or_default() {
             let Some(conn) = self.conns.get_mut(&token) else { continue };
-            let half_sent = conn.abandon(xfer, &mut self.done);
-            if half_sent && now {
+            let left = conn.abandon(xfer, &mut self.done);
+            if left && now {
                 self.lost.push(peer);
                 self.close(token);
             }

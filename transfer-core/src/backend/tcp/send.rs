@@ -4,13 +4,24 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use transfer_proto::desc::DescList;
 use transfer_proto::id::XferId;
+use transfer_proto::proto::data::{DataHeader, HEADER_BYTES};
 use transfer_sys::process::RANGES_MAX;
 use transfer_sys::{OsResult, RawRange, socket};
 
 use crate::backend::shm::advance;
 use crate::mem::{Pass, RegionCore};
 use crate::xfer::XferCore;
+
+/// Bytes of one call. What the kernel takes of them is in its buffers; the rest is gathered anew.
+const SEND_BYTES: usize = 2 << 20;
+/// Bytes sent on one connection before the others get their turn.
+const TURN_BYTES: usize = 8 << 20;
+/// Parts of frames that were sent, kept for the next ones.
+const SPARES_MAX: usize = 64;
+/// A head longer than twice this is not kept.
+const SPARE_HEAD_BYTES: usize = 4 << 10;
 
 /// Who keeps the payload of a frame in place until it is sent.
 pub(super) enum Keeper {
@@ -23,30 +34,35 @@ pub(super) enum Keeper {
 }
 
 /// A header with its descriptors, and the payload behind it.
-pub(super) struct OutFrame {
+struct OutFrame {
     /// Header and payload, as ranges; the first is `head`.
     ranges: Vec<RawRange>,
     /// Ranges that are sent.
     at: usize,
     started: bool,
     /// The bytes that the first range points at. Never touched after that, so they stay where they are.
-    _head: Box<[u8]>,
+    head: Vec<u8>,
     keeper: Keeper,
     /// Which slice of ours it carries or asks for.
-    pub(super) slice: Option<(XferId, u32)>,
+    slice: Option<(XferId, u32)>,
 }
 
-impl OutFrame {
-    pub(super) fn new(head: Vec<u8>, payload: Vec<RawRange>, keeper: Keeper) -> Self {
-        let head = head.into_boxed_slice();
-        let mut ranges = Vec::with_capacity(payload.len() + 1);
-        ranges.push(RawRange::new(head.as_ptr().cast_mut(), head.len()));
-        ranges.extend(payload);
-        Self { ranges, at: 0, started: false, _head: head, keeper, slice: None }
+/// A frame that is being put together.
+pub(super) struct Draft {
+    /// Room for the header, then whatever follows it.
+    head: Vec<u8>,
+    /// The first is for the head.
+    ranges: Vec<RawRange>,
+}
+
+impl Draft {
+    pub(super) fn list(mut self, list: &DescList) -> Self {
+        list.encode(&mut self.head);
+        self
     }
 
-    pub(super) fn for_slice(mut self, xfer: XferId, slice: u32) -> Self {
-        self.slice = Some((xfer, slice));
+    pub(super) fn payload(mut self, ranges: impl Iterator<Item = RawRange>) -> Self {
+        self.ranges.extend(ranges);
         self
     }
 }
@@ -55,6 +71,7 @@ impl OutFrame {
 #[derive(Default)]
 pub(super) struct SendQueue {
     frames: VecDeque<OutFrame>,
+    spares: Vec<Draft>,
     /// Ranges of one call, kept for the next.
     scratch: Vec<RawRange>,
     /// Answers among the frames.
@@ -62,9 +79,30 @@ pub(super) struct SendQueue {
 }
 
 impl SendQueue {
-    pub(super) fn push(&mut self, frame: OutFrame) {
-        self.answers += usize::from(frame.slice.is_none());
-        self.frames.push_back(frame);
+    pub(super) fn draft(&mut self) -> Draft {
+        let mut draft = self.spares.pop().unwrap_or_else(|| Draft { head: Vec::new(), ranges: Vec::new() });
+        draft.head.clear();
+        draft.head.resize(HEADER_BYTES, 0);
+        draft.ranges.clear();
+        draft.ranges.push(RawRange::new(std::ptr::null_mut(), 0));
+        draft
+    }
+
+    /// Appends a frame; `slice` says that it is a request of ours.
+    pub(super) fn push(&mut self, draft: Draft, mut header: DataHeader, keeper: Keeper, is_request: bool) {
+        let Draft { mut head, mut ranges } = draft;
+        header.descs_len = u32::try_from(head.len() - HEADER_BYTES).unwrap_or(u32::MAX);
+        head[..HEADER_BYTES].copy_from_slice(&header.encode());
+        ranges[0] = RawRange::new(head.as_mut_ptr(), head.len());
+        let slice = is_request.then_some((header.xfer, header.slice));
+        self.answers += usize::from(slice.is_none());
+        self.frames.push_back(OutFrame { ranges, at: 0, started: false, head, keeper, slice });
+    }
+
+    /// Appends a header that nothing follows.
+    pub(super) fn answer(&mut self, header: DataHeader) {
+        let draft = self.draft();
+        self.push(draft, header, Keeper::None, false);
     }
 
     /// How many answers to the peer wait.
@@ -76,58 +114,84 @@ impl SendQueue {
         self.frames.is_empty()
     }
 
-    /// Sends until the socket takes no more.
-    pub(super) fn flush(&mut self, socket: BorrowedFd<'_>) -> OsResult<()> {
-        while !self.frames.is_empty() {
-            self.scratch.clear();
-            let waiting = self.frames.iter().flat_map(|frame| frame.ranges[frame.at..].iter().copied());
-            self.scratch.extend(waiting.take(RANGES_MAX));
+    /// Sends until the socket takes no more, or the others should have their turn. Returns the bytes that it took.
+    pub(super) fn flush(&mut self, socket: BorrowedFd<'_>) -> OsResult<usize> {
+        let mut turn = 0;
+        while !self.frames.is_empty() && turn < TURN_BYTES {
+            let asked = self.gather();
             #[allow(unsafe_code, reason = "sends registered memory as it is")]
             // SAFETY: I1. Heads live in their frames; payloads are kept by each frame's keeper.
             let sent = match unsafe { socket::write_ranges(socket, &self.scratch) } {
                 Ok(sent) => sent,
-                Err(error) if error.would_block() => return Ok(()),
+                Err(error) if error.would_block() => break,
                 Err(error) => return Err(error),
             };
             self.sent(sent);
+            turn += sent;
+            if sent < asked {
+                break;
+            }
         }
-        Ok(())
+        Ok(turn)
+    }
+
+    /// Collects the ranges of one call; says how many bytes they have.
+    fn gather(&mut self) -> usize {
+        self.scratch.clear();
+        let mut bytes = 0;
+        let waiting = self.frames.iter().flat_map(|frame| frame.ranges[frame.at..].iter());
+        for range in waiting.take(RANGES_MAX) {
+            let part = range.sub(0, range.len().min(SEND_BYTES - bytes)).unwrap_or(*range);
+            self.scratch.push(part);
+            bytes += part.len();
+            if bytes == SEND_BYTES {
+                break;
+            }
+        }
+        bytes
     }
 
     fn sent(&mut self, mut count: usize) {
         while let Some(frame) = self.frames.front_mut() {
             frame.started |= count > 0;
-            let left: usize = frame.ranges[frame.at..].iter().map(RawRange::len).sum();
-            let at = frame.at;
-            frame.at += advance(&mut frame.ranges[at..], count);
-            if count < left {
+            while let Some(range) = frame.ranges.get(frame.at)
+                && range.len() <= count
+            {
+                count -= range.len();
+                frame.at += 1;
+            }
+            if frame.at < frame.ranges.len() {
+                advance(&mut frame.ranges[frame.at..=frame.at], count);
                 return;
             }
-            count -= left;
-            self.answers -= usize::from(frame.slice.is_none());
-            self.frames.pop_front();
+            if let Some(frame) = self.frames.pop_front() {
+                self.answers -= usize::from(frame.slice.is_none());
+                self.keep(Draft { head: frame.head, ranges: frame.ranges });
+            }
         }
     }
 
-    /// The slice of ours that is being sent.
-    pub(super) fn front_slice(&self) -> Option<(XferId, u32)> {
-        self.frames.front().and_then(|frame| frame.slice)
+    fn keep(&mut self, draft: Draft) {
+        let usual =
+            draft.ranges.capacity() <= 2 * RANGES_MAX && draft.head.capacity() <= 2 * SPARE_HEAD_BYTES;
+        if usual && self.spares.len() < SPARES_MAX {
+            self.spares.push(draft);
+        }
     }
 
-    /// Takes back the frames of a transfer that were not begun: their slices. The flag says that one was begun,
-    /// and has to be sent to its end.
-    pub(super) fn take_back(&mut self, xfer: XferId) -> (Vec<(XferId, u32)>, bool) {
-        let (mut slices, mut begun) = (Vec::new(), false);
+    /// Whether a request of ours is not wholly sent, so that it cannot have been answered.
+    pub(super) fn holds(&self, slice: (XferId, u32)) -> bool {
+        self.frames.iter().any(|frame| frame.slice == Some(slice))
+    }
+
+    /// Takes back the frames of a transfer of ours that were not begun, and says which slices they were.
+    pub(super) fn take_back(&mut self, xfer: XferId, mut taken: impl FnMut((XferId, u32))) {
         self.frames.retain(|frame| match (frame.slice, &frame.keeper) {
-            (Some(slice), Keeper::Own { .. }) if slice.0 == xfer => {
-                begun |= frame.started;
-                if !frame.started {
-                    slices.push(slice);
-                }
-                frame.started
+            (Some(slice), Keeper::Own { .. }) if slice.0 == xfer && !frame.started => {
+                taken(slice);
+                false
             }
             _ => true,
         });
-        (slices, begun)
     }
 }
