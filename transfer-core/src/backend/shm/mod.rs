@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use transfer_proto::proto::xfer::SliceError;
 use transfer_sys::OsError;
+use transfer_sys::copy::{self, Stores};
 
 pub(crate) use self::moves::advance;
 use self::moves::{Batch, move_all, move_batch};
@@ -48,6 +49,8 @@ pub(crate) struct Copies {
     /// Each transfer with slices that nobody has taken is in here once.
     open: (Sender<Order>, Receiver<Order>),
     batches: (Sender<Batch>, Receiver<Batch>),
+    /// A transfer of at least so many bytes goes past the caches.
+    stream_bytes_min: u64,
     closing: AtomicBool,
 }
 
@@ -56,6 +59,8 @@ impl Copies {
         Self {
             open: crossbeam_channel::bounded(OPEN_MAX),
             batches: crossbeam_channel::bounded(BATCHES_MAX),
+            // Half the cache for both sides of it together: beyond that they drive each other out, and others' work too.
+            stream_bytes_min: copy::cache_bytes() as u64 / 4,
             closing: AtomicBool::new(false),
         }
     }
@@ -63,7 +68,7 @@ impl Copies {
     /// Copies a whole transfer in the calling thread. Cost: no allocation, no lock.
     pub(crate) fn copy_all(&self, core: &XferCore) -> Result<u64, SliceError> {
         let mut batch = self.batch();
-        let moved = move_all(core, &mut batch);
+        let moved = move_all(core, self.stores(core), &mut batch);
         self.keep(batch);
         moved
     }
@@ -88,6 +93,10 @@ impl Copies {
         self.keep(batch);
     }
 
+    fn stores(&self, core: &XferCore) -> Stores {
+        if core.bytes < self.stream_bytes_min { Stores::Cached } else { Stores::Streaming }
+    }
+
     /// Whether the agent ends, and every transfer with it.
     fn is_closing(&self) -> bool {
         self.closing.load(Ordering::SeqCst)
@@ -96,7 +105,7 @@ impl Copies {
     /// Takes a slice and copies it; false where there was none.
     fn copy_slice(&self, agent: &Shared, core: &XferCore, batch: &mut Batch) -> bool {
         let Some(post) = work::take_slice(agent, core, self.is_closing(), batch) else { return false };
-        let result = move_batch(core, batch).map(|()| post.bytes);
+        let result = move_batch(core, self.stores(core), batch).map(|()| post.bytes);
         work::complete(agent, core, post, result);
         true
     }
@@ -109,7 +118,7 @@ impl Copies {
             // Before the copy, so that another thread can take the next slice; and behind the other transfers, so
             // that each moves on, and is looked at when its deadline comes.
             let back = self.open.0.try_send(Order::Copy(Arc::clone(&core)));
-            let result = move_batch(&core, &mut batch).map(|()| post.bytes);
+            let result = move_batch(&core, self.stores(&core), &mut batch).map(|()| post.bytes);
             work::complete(agent, &core, post, result);
             if let Err(TrySendError::Full(Order::Copy(core))) = back {
                 while self.copy_slice(agent, &core, &mut batch) {}

@@ -9,10 +9,6 @@ use transfer_sys::process::RANGES_MAX;
 
 use crate::xfer::{Op, XferCore};
 
-/// A transfer of at least so many bytes goes past the caches: it would not fit them, and its reader is another
-/// core's.
-const STREAM_BYTES_MIN: u64 = 8 << 20;
-
 /// A piece that does not lie in its list cannot be: pieces are made from the lists. Told as the kernel would.
 const OUTSIDE: SliceError = SliceError::Os { errno: 14 };
 
@@ -30,64 +26,75 @@ impl Batch {
         self.pieces.clear();
         &mut self.pieces
     }
+
+    /// Finds the memory of the pieces.
+    fn bind(
+        &mut self,
+        core: &XferCore,
+        remote: impl Fn(&Piece) -> Option<RawRange>,
+    ) -> Result<(), SliceError> {
+        self.local.clear();
+        self.remote.clear();
+        for piece in &self.pieces {
+            self.local.push(core.local.core.range(piece).ok_or(OUTSIDE)?);
+            self.remote.push(remote(piece).ok_or(OUTSIDE)?);
+        }
+        Ok(())
+    }
 }
 
 /// Copies a whole transfer in the calling thread.
-pub(crate) fn move_all(core: &XferCore, batch: &mut Batch) -> Result<u64, SliceError> {
+pub(super) fn move_all(core: &XferCore, stores: Stores, batch: &mut Batch) -> Result<u64, SliceError> {
     let (mut pieces, mut moved) = (Pieces::new(), 0);
     loop {
         let bytes = pieces.slice(core.sides(), u64::MAX, RANGES_MAX, batch.pieces());
         if bytes == 0 {
             return Ok(moved);
         }
-        move_batch(core, batch)?;
+        move_batch(core, stores, batch)?;
         moved += bytes;
     }
 }
 
 /// Copies some pieces of a transfer, whose memory the caller has the right to touch.
-pub(super) fn move_batch(core: &XferCore, batch: &mut Batch) -> Result<(), SliceError> {
-    if core.remote.path() == Path::ProcessMemory {
-        return move_by_kernel(core, batch);
+pub(super) fn move_batch(core: &XferCore, stores: Stores, batch: &mut Batch) -> Result<(), SliceError> {
+    match core.remote.path() {
+        Path::ProcessMemory => {
+            batch.bind(core, |piece| core.remote.core.foreign(piece))?;
+            move_by_kernel(core, batch)
+        }
+        _ => {
+            batch.bind(core, |piece| core.remote.core.mapped(piece))?;
+            let (dst, src) = match core.op {
+                Op::Read => (&batch.local, &batch.remote),
+                Op::Write => (&batch.remote, &batch.local),
+            };
+            // SAFETY: I1 and I2. The transfer holds a pass for both regions, so neither is unmapped; the ranges were
+            // checked against them.
+            unsafe { copy::copy_ranges(dst, src, stores) };
+            Ok(())
+        }
     }
-    let stores = if core.bytes >= STREAM_BYTES_MIN { Stores::Streaming } else { Stores::Cached };
-    for piece in &batch.pieces {
-        let local = core.local.core.range(piece).ok_or(OUTSIDE)?;
-        let remote = core.remote.core.mapped(piece).ok_or(OUTSIDE)?;
-        let (dst, src) = match core.op {
-            Op::Read => (local, remote),
-            Op::Write => (remote, local),
-        };
-        // SAFETY: I1 and I2. The transfer holds a pass for both regions, so neither is unmapped; the ranges were
-        // checked against them.
-        unsafe { copy::copy(dst, src, stores) };
-    }
-    Ok(())
 }
 
 fn move_by_kernel(core: &XferCore, batch: &mut Batch) -> Result<(), SliceError> {
     let Some(Ok(way)) = core.remote.core.peer.ways.get().map(|ways| &ways.local) else { return Err(OUTSIDE) };
-    let Batch { pieces, local, remote } = batch;
-    local.clear();
-    remote.clear();
-    for piece in &*pieces {
-        local.push(core.local.core.range(piece).ok_or(OUTSIDE)?);
-        remote.push(core.remote.core.foreign(piece).ok_or(OUTSIDE)?);
-    }
-    let (mut l, mut r) = (0, 0);
-    while l < local.len() {
+    let Batch { local, remote, .. } = batch;
+    let mut at = 0;
+    while at < local.len() {
         let moved = match core.op {
             // SAFETY: I1. The transfer holds a pass for the local region; the kernel checks the remote ranges.
-            Op::Read => unsafe { way.process.read(&local[l..], &remote[r..]) },
+            Op::Read => unsafe { way.process.read(&local[at..], &remote[at..]) },
             // SAFETY: I1, as above.
-            Op::Write => unsafe { way.process.write(&local[l..], &remote[r..]) },
+            Op::Write => unsafe { way.process.write(&local[at..], &remote[at..]) },
         };
         let moved = moved.map_err(|error| SliceError::Os { errno: error.errno })?;
         if moved == 0 {
             return Err(OUTSIDE);
         }
-        l += advance(&mut local[l..], moved);
-        r += advance(&mut remote[r..], moved);
+        // Both sides have the same lengths, so they come as far.
+        advance(&mut local[at..], moved);
+        at += advance(&mut remote[at..], moved);
     }
     Ok(())
 }
