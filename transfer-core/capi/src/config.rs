@@ -1,0 +1,185 @@
+//! The configuration of an agent.
+
+use std::ffi::c_char;
+use std::time::Duration;
+
+use transfer_core::{Config, Error, Path, PathSet};
+
+use crate::boundary::{Call, Outcome, call};
+use crate::error::hr_error_t;
+use crate::status::hr_status_t;
+use crate::versioned::Versioned;
+
+/// A way for bytes to go. Each is a bit, for hr_config_t.paths.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a C enum; values are only ever added")]
+pub enum hr_path_t {
+    /// None, or one that this header does not know.
+    HR_PATH_OTHER = 0,
+    /// The peer's memory is mapped here: one copy at memory speed, without the peer's help.
+    HR_PATH_SHARED_MEMORY = 1,
+    /// The kernel copies between the two processes, without the peer's help.
+    HR_PATH_PROCESS_MEMORY = 2,
+    /// Sockets; the peer's agent takes part.
+    HR_PATH_TCP = 4,
+}
+
+impl From<Path> for hr_path_t {
+    fn from(path: Path) -> Self {
+        match path {
+            Path::SharedMemory => Self::HR_PATH_SHARED_MEMORY,
+            Path::ProcessMemory => Self::HR_PATH_PROCESS_MEMORY,
+            Path::Tcp => Self::HR_PATH_TCP,
+            _ => Self::HR_PATH_OTHER,
+        }
+    }
+}
+
+/// Bit of hr_config_t.flags: accepts peers from other hosts. They are not authenticated: whoever reaches the port can
+/// read and write every region. Without it, a tcp_listen beyond loopback is an error.
+pub const HR_CONFIG_ALLOW_REMOTE: u32 = 1;
+
+/// How an agent behaves. hr_config_init() fills in the defaults; set a name and change what you need. It is read by
+/// hr_agent_create() only, and what it points to need not live longer than that call.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a C struct; it grows at its end")]
+pub struct hr_config_t {
+    /// sizeof(hr_config_t); set by hr_config_init().
+    pub size: usize,
+    /// Name of the agent, for people; it need not be unique. 1 to 255 bytes. There is no default.
+    pub name: *const c_char,
+    /// Where to accept peers by TCP, as IP:PORT; port 0 takes a free one. Default "127.0.0.1:0". NULL: only peers of
+    /// this host can connect.
+    pub tcp_listen: *const c_char,
+    /// Bytes that describe the application to its peers (layout of its KV cache, say). At most 64 KiB. Default none.
+    pub app_metadata: *const u8,
+    /// How many bytes.
+    pub app_metadata_len: usize,
+    /// Paths that transfers may take: hr_path_t values, or'ed. Default all.
+    pub paths: u32,
+    /// HR_CONFIG_ values, or'ed. Default none.
+    pub flags: u32,
+    /// Data connections to each peer. Default 2; each costs a socket on both sides.
+    pub tcp_streams: u32,
+    /// Kernel buffer of each data connection, in each direction. Default 0: the kernel sizes them to the path.
+    pub tcp_buffer_bytes: u32,
+    /// Slices of one transfer in flight. Default 16.
+    pub slices_in_flight_max: u32,
+    /// Events that may wait for the application. When it is full, peers are not read from until some are taken, so
+    /// nothing is lost. Default 65536.
+    pub events_max: u32,
+    /// Transfers within one host of at most so many bytes are copied inside the posting call, which saves the
+    /// hand-over to another thread. Default 256 KiB, about 20 microseconds.
+    pub inline_bytes_max: u64,
+    /// Bytes of a slice: the unit of progress, cancellation and striping. Default 1 MiB.
+    pub slice_bytes_max: u64,
+    /// Bytes that may wait to be sent to a peer before notifications are refused. Default 4 MiB.
+    pub unsent_bytes_max: u64,
+    /// How long a transfer may take, unless it says otherwise, in nanoseconds.
+    pub transfer_timeout_ns: u64,
+    /// How long connecting to a peer may take, in nanoseconds.
+    pub connect_timeout_ns: u64,
+    /// A peer that says nothing for so many nanoseconds is lost.
+    pub peer_timeout_ns: u64,
+}
+
+// SAFETY: C1. repr(C), `size` first, integers and pointers only; `tests::layout` finds padding.
+unsafe impl Versioned for hr_config_t {
+    fn defaults(size: usize) -> Self {
+        let config = Config::new("");
+        Self {
+            size,
+            name: std::ptr::null(),
+            tcp_listen: c"127.0.0.1:0".as_ptr(),
+            app_metadata: std::ptr::null(),
+            app_metadata_len: 0,
+            paths: PATHS.into_iter().map(|path| hr_path_t::from(path) as u32).sum(),
+            flags: 0,
+            tcp_streams: u32::try_from(config.tcp_streams).unwrap_or(u32::MAX),
+            tcp_buffer_bytes: config.tcp_buffer_bytes.unwrap_or(0),
+            slices_in_flight_max: config.slices_in_flight_max,
+            events_max: u32::try_from(config.events_max).unwrap_or(u32::MAX),
+            inline_bytes_max: config.inline_bytes_max,
+            slice_bytes_max: config.slice_bytes_max,
+            unsent_bytes_max: config.unsent_bytes_max as u64,
+            transfer_timeout_ns: nanos(config.transfer_timeout),
+            connect_timeout_ns: nanos(config.connect_timeout),
+            peer_timeout_ns: nanos(config.peer_timeout),
+        }
+    }
+}
+
+const PATHS: [Path; 3] = Path::ALL;
+
+/// In nanoseconds, or as many as there are.
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn invalid<T>(field: &'static str, problem: impl Into<String>) -> Outcome<T> {
+    Err(Error::InvalidConfig { field, problem: problem.into() }.into())
+}
+
+fn usize_of(field: &'static str, value: u64) -> Outcome<usize> {
+    usize::try_from(value)
+        .or_else(|_| invalid(field, format!("is {value}, more than this machine can address")))
+}
+
+fn path_set(bits: u32) -> Outcome<PathSet> {
+    let mut known = 0;
+    let mut set = PathSet::EMPTY;
+    for path in PATHS {
+        let bit = hr_path_t::from(path) as u32;
+        known |= bit;
+        if bits & bit != 0 {
+            set = set.union(path.into());
+        }
+    }
+    if bits & !known != 0 {
+        return invalid("paths", format!("has unknown bits {:#x}", bits & !known));
+    }
+    Ok(set)
+}
+
+impl hr_config_t {
+    /// The engine's configuration.
+    pub(crate) fn to_config(self, c: &Call) -> Outcome<Config> {
+        let mut config = Config::new(c.text(self.name, "config.name")?);
+        config.tcp_listen = match c.text_or_none(self.tcp_listen, "config.tcp_listen")? {
+            None => None,
+            Some(text) => match text.parse() {
+                Ok(address) => Some(address),
+                Err(_) => return invalid("tcp_listen", format!("is {text:?}; write IP:PORT")),
+            },
+        };
+        if self.flags & !HR_CONFIG_ALLOW_REMOTE != 0 {
+            return invalid("flags", format!("has unknown bits {:#x}", self.flags & !HR_CONFIG_ALLOW_REMOTE));
+        }
+        config.allow_remote = self.flags & HR_CONFIG_ALLOW_REMOTE != 0;
+        let app = c.slice(self.app_metadata, self.app_metadata_len, "config.app_metadata")?;
+        config.app_metadata = app.to_vec();
+        config.paths = path_set(self.paths)?;
+        config.tcp_streams = usize_of("tcp_streams", self.tcp_streams.into())?;
+        config.tcp_buffer_bytes = (self.tcp_buffer_bytes != 0).then_some(self.tcp_buffer_bytes);
+        config.slices_in_flight_max = self.slices_in_flight_max;
+        config.events_max = usize_of("events_max", self.events_max.into())?;
+        config.inline_bytes_max = self.inline_bytes_max;
+        config.slice_bytes_max = self.slice_bytes_max;
+        config.unsent_bytes_max = usize_of("unsent_bytes_max", self.unsent_bytes_max)?;
+        config.transfer_timeout = Duration::from_nanos(self.transfer_timeout_ns);
+        config.connect_timeout = Duration::from_nanos(self.connect_timeout_ns);
+        config.peer_timeout = Duration::from_nanos(self.peer_timeout_ns);
+        Ok(config)
+    }
+}
+
+/// Fills in the defaults. Call it as hr_config_init(&config, sizeof config). HR_INVALID_ARGUMENT for NULL and for a
+/// size that is none.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hr_config_init(config: *mut hr_config_t, size: usize) -> hr_status_t {
+    let no_error: *mut *mut hr_error_t = std::ptr::null_mut();
+    // SAFETY: C1.
+    unsafe { call(no_error, |c| c.init(config, size, "config")) }
+}
