@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as LocalAddr, UnixListener};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,20 +17,20 @@ use transfer_proto::plan::Path;
 use transfer_proto::proto::metadata::{AgentMetadata, LABEL_MAX};
 use transfer_proto::proto::preamble::{PreambleError, VERSION};
 use transfer_sys::OsError;
-use transfer_sys::poll::EventFd;
 
 use crate::address::Address;
 use crate::backend::shm::Copies;
 use crate::clock::Clock;
 use crate::config::{Checked, Config};
 use crate::dial::dial;
-use crate::driver::Driver;
+use crate::driver::{Driver, Seat};
 use crate::error::{Error, ProtocolError, Result};
 use crate::event::{Event, EventQueue, Taken};
 use crate::list::{LocalCore, LocalList};
 use crate::mem::{self, Region, RegionCore, RegionTable};
 use crate::peer::Peer;
 use crate::shared::{Command, Shared};
+use crate::sync::{Followers, Lead, Wake};
 
 /// One endpoint: it owns registered memory, meets peers, and moves bytes to and from theirs.
 ///
@@ -37,7 +38,7 @@ use crate::shared::{Command, Shared};
 /// ends with [`Error::AgentClosed`], and its thread is joined.
 ///
 /// Safe to use from any thread. An agent runs a driver thread, which waits in epoll(7) and uses no CPU when nothing
-/// happens, and `copy_threads` that copy within the host.
+/// happens or a thread of the application waits instead, and `copy_threads` that copy within the host.
 #[derive(Clone)]
 pub struct Agent {
     shared: Arc<Shared>,
@@ -52,6 +53,8 @@ struct DriverHandle {
 impl Drop for DriverHandle {
     fn drop(&mut self) {
         self.shared.send(Command::Shutdown);
+        // Also where there is no driver any more to read that.
+        self.shared.seat.kick();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // A panic there was told on its own thread.
@@ -80,7 +83,6 @@ impl Agent {
         if !local_name.is_empty() {
             addresses.push(Address::Local { name: local_name.clone() });
         }
-        let wake = Arc::new(EventFd::new()?);
         let (commands, receiver) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
             clock: Clock::start(),
@@ -92,16 +94,23 @@ impl Agent {
             peers: Mutex::new(HashMap::new()),
             events: EventQueue::new(config.events_max),
             commands,
-            wake: Arc::clone(&wake),
             copies: Copies::new(),
+            wake: Arc::new(Wake::new()?),
+            lead: Lead::new(),
+            seat: Seat::new()?,
+            followers: Followers::new(),
+            wanted: AtomicBool::new(false),
             config,
         });
-        let driver = Driver::new(Arc::clone(&shared), wake, receiver, tcp_listener, local_listener)?;
+        let driver = Driver::new(Arc::clone(&shared), receiver, tcp_listener, local_listener)?;
         let name = format!("{}-driver", shared.config.name);
-        let thread = std::thread::Builder::new()
-            .name(name.clone())
-            .spawn(move || driver.run())
-            .map_err(|e| OsError::from_io("pthread_create", name, &e))?;
+        shared.lead.put(Some(Box::new(driver)));
+        let sitter = Arc::clone(&shared);
+        let spawned = std::thread::Builder::new().name(name.clone()).spawn(move || sitter.sit());
+        let thread = spawned.map_err(|e| {
+            drop(shared.lead.put(None));
+            OsError::from_io("pthread_create", name, &e)
+        })?;
         let handle = DriverHandle { shared: Arc::clone(&shared), thread: Mutex::new(Some(thread)) };
         Ok(Self { shared, _driver: Arc::new(handle) })
     }

@@ -63,6 +63,7 @@ mod list;
 mod mem;
 mod peer;
 mod shared;
+mod sync;
 mod xfer;
 
 pub use address::Address;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,16 +14,17 @@ use transfer_proto::plan::Path;
 use transfer_proto::proto::metadata::{AgentMetadata, RegionInfo};
 use transfer_proto::proto::xfer::{Failure, Outcome};
 use transfer_sys::memfd::Mapping;
-use transfer_sys::poll::EventFd;
 
 use crate::address::Address;
 use crate::backend::shm::{Copies, Work};
 use crate::clock::Clock;
 use crate::config::Checked;
+use crate::driver::{Driver, Seat};
 use crate::error::{Error, Result};
 use crate::event::EventQueue;
 use crate::mem::{Pass, RegionCore, RegionTable, RemoteRegion};
 use crate::peer::{PeerCore, Ways};
+use crate::sync::{Followers, Lead, Wake};
 use crate::xfer::{Done, XferCore};
 
 /// A connection of either family.
@@ -133,7 +135,15 @@ pub(crate) struct Shared {
     pub(crate) peers: Mutex<HashMap<Incarnation, Arc<PeerCore>>>,
     pub(crate) events: EventQueue,
     pub(crate) commands: Sender<Command>,
-    pub(crate) wake: Arc<EventFd>,
+    pub(crate) wake: Arc<Wake>,
+    /// The driver, for the one thread that runs it.
+    pub(crate) lead: Lead<Box<Driver>>,
+    /// Where the agent's own thread sleeps.
+    pub(crate) seat: Seat,
+    /// Transfers whose waiters found the lead taken.
+    pub(crate) followers: Followers<Arc<XferCore>>,
+    /// A polling thread found the lead taken.
+    pub(crate) wanted: AtomicBool,
     /// Transfers within this host.
     pub(crate) copies: Copies,
 }
@@ -185,7 +195,10 @@ impl Shared {
         peer.ensure_up()?;
         let passes = Passes::enter(&core)?;
         if core.remote.path() == Path::Tcp {
-            self.send(Command::Post(Box::new(Posted { core, _passes: passes, notif })));
+            let here = core.bytes <= self.config.inline_bytes_max;
+            if self.commands.send(Command::Post(Box::new(Posted { core, _passes: passes, notif }))).is_ok() {
+                self.look(here);
+            }
         } else if core.bytes > self.config.inline_bytes_max {
             Work::begin(self, &core, passes, notif);
             self.copies.post(self, core);

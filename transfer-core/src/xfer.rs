@@ -108,8 +108,9 @@ impl Request {
             stop: AtomicBool::new(false),
             id: AtomicU64::new(0),
             work: Mutex::new(None),
+            has_ended: AtomicBool::new(false),
             state: Mutex::default(),
-            ended: Condvar::new(),
+            changed: Condvar::new(),
         });
         agent.post(Arc::clone(&core), (!notif.is_empty()).then_some(notif))?;
         Ok(Xfer { core, agent })
@@ -160,14 +161,19 @@ pub(crate) struct XferCore {
     pub(crate) id: AtomicU64,
     /// What is left to do of it, where it goes within this host.
     pub(crate) work: Mutex<Option<Work>>,
+    has_ended: AtomicBool,
     state: Mutex<State>,
-    ended: Condvar,
+    changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     outcome: Option<Result<Done>>,
     waker: Option<Waker>,
+    /// Threads that wait for the condition.
+    waiting: u32,
+    /// One of them is asked to lead.
+    promoted: bool,
 }
 
 impl XferCore {
@@ -188,11 +194,45 @@ impl XferCore {
             return;
         }
         state.outcome = Some(outcome);
-        let waker = state.waker.take();
+        let (waker, waiting) = (state.waker.take(), state.waiting > 0);
+        self.has_ended.store(true, Ordering::Release);
         drop(state);
-        self.ended.notify_all();
+        if waiting {
+            self.changed.notify_all();
+        }
         if let Some(waker) = waker {
             waker.wake();
+        }
+    }
+
+    /// Whether its outcome is there. Cost: one load.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
+    fn outcome(&self) -> Option<Result<Done>> {
+        if self.has_ended() { self.lock().outcome.clone() } else { None }
+    }
+
+    /// Waits until it has ended, or the thread is asked to lead, at most for `left`.
+    pub(crate) fn follow(&self, left: Duration) {
+        let mut state = self.lock();
+        if state.outcome.is_none() && !state.promoted {
+            state.waiting += 1;
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting -= 1;
+        }
+        state.promoted = false;
+    }
+
+    /// Asks a thread that follows to lead.
+    pub(crate) fn promote(&self) {
+        let mut state = self.lock();
+        state.promoted = true;
+        let waiting = state.waiting > 0;
+        drop(state);
+        if waiting {
+            self.changed.notify_one();
         }
     }
 
@@ -212,32 +252,43 @@ pub struct Xfer {
 }
 
 impl Xfer {
-    /// How it ended, or `None` while it goes on. Cost: one lock that only its waiters share.
+    /// How it ended, or `None` while it goes on. With [`Config::busy_poll`](crate::Config::busy_poll) the call also
+    /// does what the agent has to do and can do without waiting. Cost: a load while it goes on, and then a lock that
+    /// only its waiters share; with `busy_poll` a look at the agent's sockets as well.
     #[must_use]
     pub fn poll(&self) -> Option<Result<Done>> {
-        self.core.lock().outcome.clone()
+        let drives = self.path() == Path::Tcp && !self.agent.config.busy_poll.is_zero();
+        if drives && !self.core.has_ended() {
+            self.agent.drive_once();
+        }
+        self.core.outcome()
     }
 
-    /// Waits for its end. Within one host the calling thread meanwhile copies for this transfer, so that it does not
-    /// wait for another one to begin; `timeout` may then be exceeded by one slice.
+    /// Waits for its end. Meanwhile the thread does what there is to do for it, so that nobody has to wake it: within
+    /// one host it copies for this transfer, and `timeout` may be exceeded by one slice; over sockets it does what
+    /// the agent has to do for all transfers and peers.
     ///
     /// # Errors
     /// [`Error::WaitTimedOut`] while it goes on; otherwise how it failed: [`Error::PeerLost`],
     /// [`Error::TransferFailed`], [`Error::Deadline`], [`Error::Cancelled`], [`Error::AgentClosed`].
     pub fn wait(&self, timeout: Duration) -> Result<Done> {
         let end = clock::end_of_wait(timeout);
-        if let Some(outcome) = Self::poll(self) {
-            return outcome;
-        }
-        self.help(|| clock::left(end).is_none());
-        let mut state = self.core.lock();
         loop {
-            if let Some(outcome) = &state.outcome {
-                return outcome.clone();
+            if let Some(outcome) = self.core.outcome() {
+                return outcome;
             }
-            let left = clock::left(end).ok_or(Error::WaitTimedOut(timeout))?;
-            state = self.core.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            clock::left(end).ok_or(Error::WaitTimedOut(timeout))?;
+            self.drive(|| clock::left(end).unwrap_or_default());
         }
+    }
+
+    /// Does what can be done for it in this thread, and waits for what others do, while there is time `left`.
+    fn drive(&self, left: impl Fn() -> Duration) {
+        if self.path() == Path::Tcp {
+            return self.agent.drive(&self.core, left());
+        }
+        self.help(|| left().is_zero());
+        self.core.follow(left());
     }
 
     /// Asks for its end. It is reached when nothing touches the buffers any more, and is told as
@@ -283,14 +334,13 @@ impl Future for Xfer {
 
 impl Drop for Xfer {
     fn drop(&mut self) {
-        if Self::poll(self).is_some() {
+        if self.core.has_ended() {
             return;
         }
         self.cancel();
-        let mut state = self.core.lock();
         // The driver ends every transfer: at the latest at its deadline, or when the agent is dropped.
-        while state.outcome.is_none() {
-            state = self.core.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        while !self.core.has_ended() {
+            self.drive(|| Duration::MAX);
         }
     }
 }
@@ -302,7 +352,7 @@ impl fmt::Debug for Xfer {
             .field("op", &core.op)
             .field("bytes", &core.bytes)
             .field("path", &core.remote.path())
-            .field("outcome", &Self::poll(self))
+            .field("outcome", &self.core.outcome())
             .finish_non_exhaustive()
     }
 }

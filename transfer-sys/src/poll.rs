@@ -44,7 +44,17 @@ impl Epoll {
     /// # Errors
     /// [`OsError`] of epoll_ctl.
     pub fn add(&self, fd: BorrowedFd<'_>, token: u64, readable: bool, writable: bool) -> OsResult<()> {
-        self.ctl(libc::EPOLL_CTL_ADD, fd.as_raw_fd(), token, readable, writable)
+        self.ctl(libc::EPOLL_CTL_ADD, fd.as_raw_fd(), token, interest(readable, writable))
+    }
+
+    /// Watches `fd` under `token` for each time that something comes: it is told once, and need not be read. For an
+    /// [`EventFd`] that nobody clears.
+    ///
+    /// # Errors
+    /// [`OsError`] of epoll_ctl.
+    pub fn add_edge(&self, fd: BorrowedFd<'_>, token: u64) -> OsResult<()> {
+        let events = interest(true, false) | libc::EPOLLET.cast_unsigned();
+        self.ctl(libc::EPOLL_CTL_ADD, fd.as_raw_fd(), token, events)
     }
 
     /// Changes what is watched for.
@@ -52,17 +62,10 @@ impl Epoll {
     /// # Errors
     /// [`OsError`] of epoll_ctl.
     pub fn modify(&self, fd: BorrowedFd<'_>, token: u64, readable: bool, writable: bool) -> OsResult<()> {
-        self.ctl(libc::EPOLL_CTL_MOD, fd.as_raw_fd(), token, readable, writable)
+        self.ctl(libc::EPOLL_CTL_MOD, fd.as_raw_fd(), token, interest(readable, writable))
     }
 
-    fn ctl(&self, op: libc::c_int, fd: RawFd, token: u64, readable: bool, writable: bool) -> OsResult<()> {
-        let mut events = 0_u32;
-        if readable {
-            events |= libc::EPOLLIN.cast_unsigned();
-        }
-        if writable {
-            events |= libc::EPOLLOUT.cast_unsigned();
-        }
+    fn ctl(&self, op: libc::c_int, fd: RawFd, token: u64, events: u32) -> OsResult<()> {
         let mut event = libc::epoll_event { events, u64: token };
         // SAFETY: a valid event, read by the kernel during the call.
         if unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), op, fd, &raw mut event) } != 0 {
@@ -98,6 +101,24 @@ impl Epoll {
         }));
         Ok(())
     }
+}
+
+/// An instance is ready to read when something in it is.
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn interest(readable: bool, writable: bool) -> u32 {
+    let mut events = 0;
+    if readable {
+        events |= libc::EPOLLIN.cast_unsigned();
+    }
+    if writable {
+        events |= libc::EPOLLOUT.cast_unsigned();
+    }
+    events
 }
 
 /// A word in the kernel that one thread sets to wake another that polls it (eventfd(2)).
@@ -161,5 +182,26 @@ mod tests {
         ready.clear();
         epoll.wait(Some(Duration::ZERO), &mut ready).unwrap();
         assert_eq!(ready, []);
+    }
+
+    #[test]
+    fn an_edge_is_told_once_and_through_an_instance_that_watches_the_instance() {
+        let (inner, outer, word) = (Epoll::new().unwrap(), Epoll::new().unwrap(), EventFd::new().unwrap());
+        inner.add_edge(word.as_fd(), 7).unwrap();
+        outer.add(inner.as_fd(), 8, true, false).unwrap();
+        let look = |epoll: &Epoll| {
+            let mut ready = Vec::new();
+            epoll.wait(Some(Duration::ZERO), &mut ready).unwrap();
+            ready.iter().map(|ready| ready.token).collect::<Vec<_>>()
+        };
+        for _ in 0..3 {
+            word.set();
+            assert_eq!(look(&outer), [8]);
+            outer.modify(inner.as_fd(), 8, false, false).unwrap();
+            assert_eq!(look(&outer), []);
+            outer.modify(inner.as_fd(), 8, true, false).unwrap();
+            assert_eq!(look(&outer), [8]);
+            assert_eq!((look(&inner), look(&inner), look(&outer)), (vec![7], vec![], vec![]));
+        }
     }
 }

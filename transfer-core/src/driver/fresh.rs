@@ -32,7 +32,6 @@ const DATA_CONNS_MAX: u64 = 64;
 pub(super) struct FreshConn {
     stream: Stream,
     have: Vec<u8>,
-    ends: Time,
 }
 
 /// What is known after the bytes that have come.
@@ -45,10 +44,6 @@ enum Greeting {
 }
 
 impl FreshConn {
-    pub(super) fn poll_timeout(&self) -> Time {
-        self.ends
-    }
-
     /// How many bytes are still to come before the next decision. Never more, since what follows belongs to others.
     fn missing(&self) -> usize {
         let wanted = match self.have.first_chunk::<PREAMBLE_BYTES>().map(|bytes| preamble::decode(*bytes)) {
@@ -135,7 +130,7 @@ impl Driver {
         let tcp = self.tcp_listener.as_ref().map(|l| (l.as_fd(), LISTEN_TCP));
         let local = self.local_listener.as_ref().map(|l| (l.as_fd(), LISTEN_LOCAL));
         for (fd, token) in tcp.into_iter().chain(local) {
-            if let Err(error) = self.epoll.modify(fd, token, watched, false) {
+            if let Err(error) = self.epoll().modify(fd, token, watched, false) {
                 tracing::error!(%error, "cannot watch a listener");
             }
         }
@@ -149,13 +144,14 @@ impl Driver {
         }
         let token = self.new_token();
         let added =
-            stream.set_nonblocking().and_then(|()| self.epoll.add(stream.as_fd(), token, true, false));
+            stream.set_nonblocking().and_then(|()| self.epoll().add(stream.as_fd(), token, true, false));
         if let Err(error) = added {
             tracing::warn!(%error, "cannot watch an accepted connection");
             return;
         }
         let ends = self.shared.clock.now() + self.shared.config.connect_timeout;
-        self.conns.insert(token, Conn::Fresh(FreshConn { stream, have: Vec::new(), ends }));
+        self.conn_timers.set(token, ends);
+        self.conns.insert(token, Conn::Fresh(FreshConn { stream, have: Vec::new() }));
     }
 
     pub(super) fn read_fresh(&mut self, token: u64) {
@@ -164,7 +160,7 @@ impl Driver {
             let mut part = [0; PREAMBLE_BYTES + LOCAL_BYTES];
             let missing = conn.missing();
             match conn.stream.receive(&mut part[..missing]) {
-                Ok(Some([])) | Err(_) => return drop(self.conns.remove(&token)),
+                Ok(Some([])) | Err(_) => return self.drop_conn(token),
                 Ok(Some(came)) => conn.have.extend_from_slice(came),
                 Ok(None) => return,
             }
@@ -177,6 +173,7 @@ impl Driver {
 
     fn introduced(&mut self, token: u64, greeting: Greeting) {
         let Some(Conn::Fresh(FreshConn { mut stream, .. })) = self.conns.remove(&token) else { return };
+        self.conn_timers.remove(token);
         if let Greeting::Refused(error) = greeting {
             // Our preamble tells the peer which version it met.
             let _told = stream.send(&preamble::encode(Kind::Control));

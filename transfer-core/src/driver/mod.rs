@@ -1,5 +1,5 @@
-//! The one thread of an agent that waits: it turns readiness, completions and time into inputs of the state
-//! machines, and their outputs into I/O.
+//! What an agent does between its threads: it turns readiness, completions and time into inputs of the state
+//! machines, and their outputs into I/O. One thread at a time runs it, in turns.
 //!
 //! | module | turns |
 //! |---|---|
@@ -7,12 +7,15 @@
 //! | [`peers`] | control connections into peers that come, change and go |
 //! | [`local`] | requests for files behind regions |
 //! | [`xfers`] | posted transfers into slices, completions into outcomes |
+//! | [`sitter`] | threads that wait into the one that runs all this |
 
 mod fresh;
 mod local;
 mod peers;
 mod regions;
+mod sitter;
 mod stream;
+mod timers;
 mod xfers;
 
 use std::collections::HashMap;
@@ -21,19 +24,22 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use transfer_proto::id::{Incarnation, XferId};
 use transfer_proto::proto::control::Farewell;
 use transfer_proto::proto::time::Time;
 use transfer_proto::proto::xfer::Xfer;
-use transfer_sys::poll::{Epoll, EventFd, Ready};
+use transfer_sys::poll::{Epoll, Ready};
 
 use self::fresh::FreshConn;
 use self::local::LocalConn;
 pub(crate) use self::local::probe;
 use self::peers::{ControlConn, Early, PeerEntry};
 use self::regions::{Closing, Releasing};
+pub(crate) use self::sitter::Seat;
+use self::timers::Timers;
 use self::xfers::{Ended, Xfers};
 use crate::backend::shm::CopyThreads;
 use crate::backend::tcp::Tcp;
@@ -53,20 +59,24 @@ enum Conn {
     Local(LocalConn),
 }
 
-/// The state of the driver thread.
+/// The state behind the lead.
 pub(crate) struct Driver {
     shared: Arc<Shared>,
-    epoll: Arc<Epoll>,
     tcp_listener: Option<TcpListener>,
     local_listener: Option<UnixListener>,
     commands: Receiver<Command>,
     conns: HashMap<u64, Conn>,
     next_token: u64,
+    /// When to look at a connection again. It may turn out to be too early; then the timer is set anew.
+    conn_timers: Timers<u64>,
+    /// Control connections that may have something to send.
+    dirty: Vec<u64>,
     peers: HashMap<Incarnation, PeerEntry>,
     early: Vec<Early>,
     copy_threads: CopyThreads,
     tcp: Tcp,
     xfers: Xfers,
+    ready: Vec<Ready>,
     completions: Vec<Completion>,
     closing: Vec<Closing>,
     releasing: Vec<Releasing>,
@@ -74,19 +84,27 @@ pub(crate) struct Driver {
     accept_again: Option<Time>,
     /// Peers are not read from until the application takes events.
     paused: bool,
+    /// Whether what becomes ready wakes the sitter.
+    watched: bool,
+    /// Nobody sleeps before this: data has moved a moment ago.
+    busy_until: Time,
+    /// Up to here a polling thread is trusted to come back, and the sitter is not woken.
+    polled_until: Option<Time>,
+    /// When the next turn is due at the latest.
+    expected: Option<Time>,
     shutdown: bool,
 }
 
 impl Driver {
     pub(crate) fn new(
         shared: Arc<Shared>,
-        wake: Arc<EventFd>,
         commands: Receiver<Command>,
         tcp_listener: Option<TcpListener>,
         local_listener: Option<UnixListener>,
     ) -> Result<Self> {
-        let epoll = Arc::new(Epoll::new()?);
-        epoll.add(wake.as_fd(), WAKE, true, false)?;
+        let epoll = &shared.seat.inner;
+        // Each ring is told once; the word is never cleared.
+        epoll.add_edge(shared.wake.as_fd(), WAKE)?;
         if let Some(listener) = &tcp_listener {
             epoll.add(listener.as_fd(), LISTEN_TCP, true, false)?;
         }
@@ -95,66 +113,85 @@ impl Driver {
         }
         Ok(Self {
             copy_threads: CopyThreads::start(&shared)?,
-            tcp: Tcp::new(Arc::clone(&shared), Arc::clone(&epoll)),
-            epoll,
+            tcp: Tcp::new(Arc::clone(&shared), Arc::clone(epoll)),
             tcp_listener,
             local_listener,
             commands,
             conns: HashMap::new(),
             next_token: FIRST_CONN,
+            conn_timers: Timers::default(),
+            dirty: Vec::new(),
             peers: HashMap::new(),
             early: Vec::new(),
             xfers: Xfers::default(),
+            ready: Vec::new(),
             completions: Vec::new(),
             closing: Vec::new(),
             releasing: Vec::new(),
             accept_again: None,
             paused: false,
+            watched: true,
+            busy_until: Time::default(),
+            polled_until: None,
+            expected: None,
             shutdown: false,
             shared,
         })
     }
 
-    /// Runs until the agent is dropped.
-    pub(crate) fn run(mut self) {
-        let mut ready = Vec::new();
-        let mut last_turn = self.shared.clock.now();
-        while !self.shutdown {
-            ready.clear();
-            let timeout = self.next_timeout().map(|at| at.after(self.shared.clock.now()));
-            if let Err(error) = self.epoll.wait(timeout, &mut ready) {
-                tracing::error!(%error, "the driver cannot wait; the agent ends");
-                break;
-            }
-            let now = self.shared.clock.now();
-            if let Some(timeout) = timeout {
-                self.excuse_if_held_up(last_turn + timeout, now);
-            }
-            last_turn = now;
-            ready.drain(..).for_each(|ready| self.handle_ready(ready));
-            self.handle_commands();
-            // By the time of the wait: what passes from here on is noticed as a turn that took too long.
-            self.handle_timeouts(now);
-            self.settle();
+    fn epoll(&self) -> &Epoll {
+        &self.shared.seat.inner
+    }
+
+    /// Waits until there is something to do, at most for `wait`, and does it.
+    fn turn(&mut self, wait: Duration) {
+        let before = self.shared.clock.now();
+        self.excuse_if_held_up(before);
+        let next = self.next_timeout().map_or(wait, |at| at.after(before).min(wait));
+        let busy = before < self.busy_until;
+        let timeout = if busy || !self.shared.wake.sleep() { Duration::ZERO } else { next };
+        self.expected = Some(before + timeout);
+        let mut ready = std::mem::take(&mut self.ready);
+        if let Err(error) = self.epoll().wait(Some(timeout), &mut ready) {
+            tracing::error!(%error, "the driver cannot wait; the agent ends");
+            self.shutdown = true;
         }
-        self.end();
+        self.shared.wake.answer();
+        let now = self.shared.clock.now();
+        self.excuse_if_held_up(now);
+        ready.drain(..).for_each(|ready| self.handle_ready(ready, now));
+        self.ready = ready;
+        self.handle_commands();
+        // By the time of the wait: what passes from here on is noticed as a turn that took too long.
+        self.handle_timeouts(now);
+        self.settle();
+    }
+
+    /// Data has moved: more may follow at once.
+    fn has_moved(&mut self, now: Time) {
+        self.busy_until = now + self.shared.config.busy_poll;
     }
 
     /// A process that was held up itself (stopped, starved, paused with its machine) has not listened, so it cannot
     /// hold silence against its peers: their time begins anew.
-    fn excuse_if_held_up(&mut self, expected: Time, now: Time) {
-        if now > expected + self.shared.config.peer_timeout / 4 {
+    fn excuse_if_held_up(&mut self, now: Time) {
+        if self.expected.is_some_and(|expected| now > expected + self.shared.config.peer_timeout / 4) {
             tracing::warn!("this process was held up; peers get new time");
             self.for_each_link(|_, link| link.handle_bytes(&[], now));
+            self.expected = Some(now);
         }
     }
 
-    fn handle_ready(&mut self, ready: Ready) {
+    fn handle_ready(&mut self, ready: Ready, now: Time) {
         match ready.token {
-            WAKE => self.shared.wake.clear(),
+            // It was answered already, and what it speaks of is looked at in each turn.
+            WAKE => {}
             LISTEN_TCP => self.accept_tcp(),
             LISTEN_LOCAL => self.accept_local(),
-            token if self.tcp.owns(token) => self.tcp.ready(ready),
+            token if self.tcp.owns(token) => {
+                self.tcp.ready(ready);
+                self.has_moved(now);
+            }
             token => match self.conns.get(&token) {
                 Some(Conn::Fresh(_)) => self.read_fresh(token),
                 Some(Conn::Control(_)) => self.handle_control(token, ready),
@@ -189,6 +226,7 @@ impl Driver {
 
     fn post(&mut self, posted: Posted) {
         let now = self.shared.clock.now();
+        self.has_moved(now);
         let mut state = Xfer::new(self.shared.config.slices(), now + posted.core.timeout);
         if posted.core.is_stopped() {
             state.cancel();
@@ -263,19 +301,10 @@ impl Driver {
     fn handle_timeouts(&mut self, now: Time) {
         self.time_out_conns(now);
         self.resume_accepting(now);
-        let due = |x: &mut Xfers, id| {
-            x.get(id).is_some_and(|t| t.state.poll_timeout() <= now && !t.state.is_stopping())
-        };
-        for id in self.xfers.ids() {
-            if due(&mut self.xfers, id) {
-                self.stop_xfer(id, |state| state.handle_timeout(now));
-            }
-        }
-        // A cancelled slice that is half on the wire may stay there until the deadline, and no longer.
-        for id in self.xfers.ids() {
-            if let Some(task) = self.xfers.get(id)
-                && task.state.poll_timeout() <= now
-            {
+        while let Some(id) = self.xfers.take_due(now) {
+            self.stop_xfer(id, |state| state.handle_timeout(now));
+            // A cancelled slice that is half on the wire may stay there until the deadline, and no longer.
+            if let Some(task) = self.xfers.get(id) {
                 let core = Arc::clone(&task.core);
                 self.tcp.abandon(&core, id, true);
             }
@@ -283,11 +312,13 @@ impl Driver {
     }
 
     fn next_timeout(&self) -> Option<Time> {
-        [self.xfers.poll_timeout(), self.poll_conn_timeout(), self.accept_again].into_iter().flatten().min()
+        let timeouts =
+            [self.xfers.poll_timeout(), self.conn_timers.first(), self.accept_again, self.polled_until];
+        timeouts.into_iter().flatten().min()
     }
 
     /// The agent was dropped: says goodbye, and ends what is under way once nothing touches it.
-    fn end(mut self) {
+    fn end(mut self: Box<Self>) {
         for peer in self.peers.keys().copied().collect::<Vec<_>>() {
             self.farewell(peer, Farewell::Closing);
         }

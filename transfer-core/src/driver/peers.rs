@@ -36,6 +36,8 @@ pub(super) struct ControlConn {
     reply: Option<Sender<Meeting>>,
     writable_watched: bool,
     readable_watched: bool,
+    /// It is among those to be flushed.
+    dirty: bool,
 }
 
 /// A peer that has introduced itself.
@@ -66,7 +68,7 @@ impl Driver {
     pub(super) fn meet(&mut self, stream: Stream, address: String, reply: Sender<Meeting>) {
         let token = self.new_token();
         let added =
-            stream.set_nonblocking().and_then(|()| self.epoll.add(stream.as_fd(), token, true, false));
+            stream.set_nonblocking().and_then(|()| self.epoll().add(stream.as_fd(), token, true, false));
         match added {
             Ok(()) => self.add_control(token, stream, address, Some(reply)),
             Err(error) => drop(reply.send(Meeting::Failed(error.into()))),
@@ -86,7 +88,7 @@ impl Driver {
         } else {
             Link::responder(config, self.shared.incarnation, now)
         };
-        let (writable_watched, readable_watched) = (false, true);
+        let (writable_watched, readable_watched, dirty) = (false, true, true);
         let conn = ControlConn {
             stream,
             link,
@@ -96,14 +98,30 @@ impl Driver {
             reply,
             writable_watched,
             readable_watched,
+            dirty,
         };
+        self.dirty.push(token);
+        self.set_timer(token, conn.link.poll_timeout());
         self.conns.insert(token, Conn::Control(Box::new(conn)));
     }
 
+    /// A control connection, which may have something to send after this.
     fn control(&mut self, token: u64) -> Option<&mut ControlConn> {
         match self.conns.get_mut(&token) {
-            Some(Conn::Control(conn)) => Some(conn),
+            Some(Conn::Control(conn)) => {
+                if !std::mem::replace(&mut conn.dirty, true) {
+                    self.dirty.push(token);
+                }
+                Some(conn)
+            }
             _ => None,
+        }
+    }
+
+    fn set_timer(&mut self, token: u64, at: Option<Time>) {
+        match at {
+            Some(at) => self.conn_timers.set(token, at),
+            None => self.conn_timers.remove(token),
         }
     }
 
@@ -114,8 +132,11 @@ impl Driver {
 
     /// All links; each tells only peers that know us.
     pub(super) fn for_each_link(&mut self, mut act: impl FnMut(Option<Incarnation>, &mut Link)) {
-        for conn in self.conns.values_mut() {
+        for (token, conn) in &mut self.conns {
             if let Conn::Control(conn) = conn {
+                if !std::mem::replace(&mut conn.dirty, true) {
+                    self.dirty.push(*token);
+                }
                 act(conn.peer, &mut conn.link);
             }
         }
@@ -314,7 +335,7 @@ impl Driver {
             let stream = Stream::Tcp(stream);
             stream.set_nonblocking()?;
             if let Stream::Tcp(stream) = stream {
-                self.epoll.add(stream.as_fd(), token, true, false)?;
+                self.epoll().add(stream.as_fd(), token, true, false)?;
                 self.tcp.adopt(token, stream, peer, RailId::new(slot, 0));
             }
         }
@@ -322,7 +343,7 @@ impl Driver {
             let token = self.new_token();
             let stream = Stream::Local(stream);
             stream.set_nonblocking()?;
-            self.epoll.add(stream.as_fd(), token, true, false)?;
+            self.epoll().add(stream.as_fd(), token, true, false)?;
             if let Stream::Local(stream) = stream {
                 self.conns.insert(token, Conn::Local(LocalConn::new(stream, peer)));
             }
@@ -343,6 +364,9 @@ impl Driver {
         let core = Arc::clone(&entry.core);
         let control = entry.control;
         let mut waiting = std::mem::take(&mut entry.waiting);
+        // From the time of a handshake to that of a heartbeat.
+        let timeout = self.control(control).and_then(|conn| conn.link.poll_timeout());
+        self.set_timer(control, timeout);
         waiting.extend(self.control(control).and_then(|conn| conn.reply.take()));
         let mut peers = self.shared.peers.lock().unwrap_or_else(PoisonError::into_inner);
         peers.insert(peer, Arc::clone(&core));
@@ -421,8 +445,9 @@ impl Driver {
     }
 
     /// Closes a connection; the kernel ends its watch with it.
-    fn drop_conn(&mut self, token: u64) {
+    pub(super) fn drop_conn(&mut self, token: u64) {
         self.conns.remove(&token);
+        self.conn_timers.remove(token);
     }
 
     pub(super) fn handle_local(&mut self, token: u64) {
@@ -434,8 +459,9 @@ impl Driver {
 
     fn settle_local(&mut self, token: u64, result: transfer_sys::OsResult<()>) {
         let Some(Conn::Local(conn)) = self.conns.get_mut(&token) else { return };
+        let epoll = &self.shared.seat.inner;
         let watched =
-            result.and_then(|()| self.epoll.modify(conn.stream.as_fd(), token, true, conn.wants_write()));
+            result.and_then(|()| epoll.modify(conn.stream.as_fd(), token, true, conn.wants_write()));
         if let Err(error) = watched {
             let peer = conn.peer;
             tracing::debug!(%error, %peer, "local connection lost");
@@ -485,20 +511,17 @@ impl Driver {
         self.notify(peer, bytes, None);
     }
 
+    /// Sends what was said on control connections since the last call.
     pub(super) fn flush_controls(&mut self) {
-        let waiting = |(token, conn): (&u64, &Conn)| match conn {
-            Conn::Control(conn) if !conn.link.unsent().is_empty() || conn.writable_watched => Some(*token),
-            _ => None,
-        };
-        for token in self.conns.iter().filter_map(waiting).collect::<Vec<_>>() {
+        while let Some(token) = self.dirty.pop() {
             self.flush_control(token);
         }
     }
 
     fn flush_control(&mut self, token: u64) {
         let (now, paused) = (self.shared.clock.now(), self.paused);
-        let epoll = Arc::clone(&self.epoll);
-        let Some(conn) = self.control(token) else { return };
+        let Some(Conn::Control(conn)) = self.conns.get_mut(&token) else { return };
+        conn.dirty = false;
         let sent = match conn.stream.send(conn.link.unsent()) {
             Ok(sent) => sent,
             // The reading side sees the end too, and tells it.
@@ -508,6 +531,7 @@ impl Driver {
         let (readable, writable) = (!paused, !conn.link.unsent().is_empty());
         if (readable, writable) != (conn.readable_watched, conn.writable_watched) {
             (conn.readable_watched, conn.writable_watched) = (readable, writable);
+            let epoll = &self.shared.seat.inner;
             if let Err(error) = epoll.modify(conn.stream.as_fd(), token, readable, writable) {
                 tracing::error!(%error, "cannot watch a control connection");
                 conn.link.disconnected();
@@ -528,34 +552,23 @@ impl Driver {
         }
     }
 
-    pub(super) fn poll_conn_timeout(&self) -> Option<Time> {
-        let timeout = |conn: &Conn| match conn {
-            Conn::Fresh(conn) => Some(conn.poll_timeout()),
-            Conn::Control(conn) => conn.link.poll_timeout(),
-            Conn::Local(_) => None,
-        };
-        self.conns.values().filter_map(timeout).min()
-    }
-
     pub(super) fn time_out_conns(&mut self, now: Time) {
-        let due = |conn: &Conn| match conn {
-            Conn::Fresh(conn) => conn.poll_timeout() <= now,
-            Conn::Control(conn) => conn.link.poll_timeout().is_some_and(|at| at <= now),
-            Conn::Local(_) => false,
-        };
-        let tokens: Vec<u64> =
-            self.conns.iter().filter(|(_, conn)| due(conn)).map(|(token, _)| *token).collect();
         self.early.retain(|early| early.ends > now);
-        let paused = self.paused;
-        for token in tokens {
-            match self.conns.get_mut(&token) {
-                Some(Conn::Control(conn)) => {
+        while let Some(token) = self.conn_timers.take_due(now) {
+            let paused = self.paused;
+            match self.conns.get(&token) {
+                Some(Conn::Control(_)) => {
+                    let Some(conn) = self.control(token) else { continue };
                     // What we do not read cannot be held against the peer.
                     if paused {
                         conn.link.handle_bytes(&[], now);
                     }
                     conn.link.handle_timeout(now);
                     self.handle_link_events(token);
+                    // A heartbeat counts from when it was sent.
+                    self.flush_control(token);
+                    let next = self.control(token).and_then(|conn| conn.link.poll_timeout());
+                    self.set_timer(token, next);
                 }
                 Some(Conn::Fresh(_)) => self.drop_conn(token),
                 _ => {}

@@ -8,6 +8,7 @@ use transfer_proto::plan::Piece;
 use transfer_proto::proto::time::Time;
 use transfer_proto::proto::xfer::{Outcome, Xfer};
 
+use super::timers::Timers;
 use crate::backend::Slice;
 use crate::shared::Posted;
 use crate::xfer::XferCore;
@@ -31,6 +32,7 @@ pub(super) struct Ended {
 pub(super) struct Xfers {
     slots: Vec<(u32, Option<Task>)>,
     free: Vec<u32>,
+    deadlines: Timers<XferId>,
 }
 
 impl Xfers {
@@ -43,6 +45,7 @@ impl Xfers {
         let id = XferId::new(slot, self.slots[slot as usize].0);
         // Zero says "not in the driver yet".
         core.id.store(id.to_u64() + 1, Ordering::Release);
+        self.deadlines.set(id, state.poll_timeout());
         self.slots[slot as usize].1 = Some(Task { core, state, posted, abandoned: false });
         id
     }
@@ -62,7 +65,12 @@ impl Xfers {
 
     /// The earliest deadline.
     pub(super) fn poll_timeout(&self) -> Option<Time> {
-        self.slots.iter().filter_map(|(_, task)| task.as_ref()).map(|task| task.state.poll_timeout()).min()
+        self.deadlines.first()
+    }
+
+    /// A transfer whose deadline has passed; each is given out once.
+    pub(super) fn take_due(&mut self, now: Time) -> Option<XferId> {
+        self.deadlines.take_due(now)
     }
 
     /// Takes out a transfer that has reached its end.
@@ -73,6 +81,7 @@ impl Xfers {
         slot.0 = slot.0.wrapping_add(1);
         let task = slot.1.take()?;
         self.free.push(id.slot());
+        self.deadlines.remove(id);
         Some(Ended { posted: task.posted, outcome })
     }
 }

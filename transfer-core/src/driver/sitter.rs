@@ -1,0 +1,220 @@
+//! Who runs the driver: the thread that waits for a transfer, or else the agent's own.
+//!
+//! All I/O of an agent is watched by one epoll instance, the inner one. A thread that waits for a transfer takes the
+//! lead and sits in epoll_wait(2) on it itself, so that an answer from a peer wakes the very thread that wants it. The
+//! agent's own thread, the sitter, watches the inner instance from an outer one. While somebody else leads the outer
+//! watch is off; who leaves the lead switches it on again, which costs a syscall and wakes nobody.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use transfer_proto::proto::time::Time;
+use transfer_sys::OsResult;
+use transfer_sys::poll::{Epoll, EventFd, Ready};
+
+use super::Driver;
+use crate::shared::Shared;
+use crate::sync::Leading;
+use crate::xfer::XferCore;
+
+const INNER: u64 = 0;
+const KICK: u64 = 1;
+
+/// Where the sitter sleeps.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(super) inner: Arc<Epoll>,
+    outer: Epoll,
+    kick: EventFd,
+}
+
+impl Seat {
+    pub(crate) fn new() -> OsResult<Self> {
+        let (inner, outer, kick) = (Arc::new(Epoll::new()?), Epoll::new()?, EventFd::new()?);
+        outer.add(inner.as_fd(), INNER, true, false)?;
+        outer.add_edge(kick.as_fd(), KICK)?;
+        Ok(Self { inner, outer, kick })
+    }
+
+    /// Whether what becomes ready wakes the sitter.
+    fn watch(&self, watched: bool) {
+        if let Err(error) = self.outer.modify(self.inner.as_fd(), INNER, watched, false) {
+            tracing::error!(%error, "cannot watch the agent's connections");
+        }
+    }
+
+    /// Wakes the sitter.
+    pub(crate) fn kick(&self) {
+        self.kick.set();
+    }
+
+    fn sleep(&self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> OsResult<()> {
+        ready.clear();
+        self.outer.wait(timeout, ready)
+    }
+}
+
+/// Who leads what.
+type Lead<'a> = Leading<'a, Box<Driver>>;
+
+impl Shared {
+    /// The agent's own thread: leads whenever there is something to do and nobody else does it, until the agent is
+    /// dropped.
+    pub(crate) fn sit(&self) {
+        let mut ready = Vec::new();
+        while !self.lead.is_over() {
+            let mut next = None;
+            if let Some(mut lead) = self.lead.take_or_sit() {
+                let Some(until) = lead.run(|driver| driver.serve()) else { break };
+                if lead.run(|driver| driver.shutdown) == Some(true) {
+                    // What still waits for an end gets it here, and nothing new comes in.
+                    return lead.end().into_iter().for_each(|driver| driver.end());
+                }
+                next = until;
+                lead.sit(nanos(next));
+                self.promote();
+            } else {
+                // Who leads is about to leave, or to switch the outer watch off.
+                std::thread::yield_now();
+            }
+            let timeout = next.map(|at| at.after(self.clock.now()));
+            if let Err(error) = self.seat.sleep(timeout, &mut ready) {
+                tracing::error!(%error, "the driver cannot wait; the agent ends");
+                break;
+            }
+        }
+        // However it came to this: nobody leads any more, and who waits learns it.
+        drop(self.lead.put(None));
+    }
+
+    /// Leads in the calling thread until `core` has ended or `left` is over. Returns early where another leads;
+    /// then it has waited until that one left, or the end came.
+    pub(crate) fn drive(&self, core: &Arc<XferCore>, left: Duration) {
+        let until = self.clock.now() + left;
+        if self.drive_as_leader(core, until) {
+            return;
+        }
+        self.followers.join(Arc::clone(core));
+        if !self.drive_as_leader(core, until) {
+            core.follow(left);
+        }
+        self.followers.part(|follower| Arc::ptr_eq(follower, core));
+    }
+
+    fn drive_as_leader(&self, core: &XferCore, until: Time) -> bool {
+        let Some(mut lead) = self.lead.take() else { return false };
+        let led = lead.run(|driver| (driver.drive(core, until), driver.shutdown));
+        let (next, over) = led.unwrap_or((None, true));
+        self.leave(lead, next);
+        // The end is the sitter's.
+        !over
+    }
+
+    /// Does what can be done without waiting, if nobody else is about it.
+    pub(crate) fn drive_once(&self) {
+        match self.lead.take() {
+            Some(mut lead) => {
+                let next = lead.run(|driver| driver.glance());
+                self.leave(lead, next.flatten());
+            }
+            None => self.wanted.store(true, Ordering::Relaxed),
+        }
+    }
+
+    /// Has the driver look at what was put into its queues: here and now where that is possible and the caller has
+    /// time for it, else on whatever thread drives.
+    pub(crate) fn look(&self, here: bool) {
+        match here.then(|| self.lead.take()).flatten() {
+            Some(mut lead) => {
+                let next = lead.run(|driver| driver.look());
+                self.leave(lead, next.flatten());
+            }
+            None => self.wake.set(),
+        }
+    }
+
+    fn leave(&self, lead: Lead<'_>, next: Option<Time>) {
+        if lead.leave(nanos(next)) {
+            self.seat.kick();
+        }
+        self.promote();
+    }
+
+    fn promote(&self) {
+        if let Some(follower) = self.followers.next() {
+            follower.promote();
+        }
+    }
+}
+
+/// For [`crate::sync::Lead`], which knows nothing of time.
+fn nanos(at: Option<Time>) -> u64 {
+    let since_start = at.map(|at| at.after(Time::default()).as_nanos());
+    since_start.map_or(u64::MAX, |nanos| u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+impl Driver {
+    /// A turn of the sitter. Returns when it must look again.
+    fn serve(&mut self) -> Option<Time> {
+        loop {
+            self.turn(Duration::ZERO);
+            let wanted = self.shared.wanted.swap(false, Ordering::Relaxed) || self.shared.followers.any();
+            if self.shutdown || wanted || self.shared.clock.now() >= self.busy_until {
+                return self.rest();
+            }
+        }
+    }
+
+    /// Turns of a thread that waits for a transfer.
+    fn drive(&mut self, core: &XferCore, until: Time) -> Option<Time> {
+        self.watch_from_outside(false);
+        while !self.shutdown && !core.has_ended() {
+            let now = self.shared.clock.now();
+            if now >= until {
+                break;
+            }
+            self.turn(until.after(now));
+        }
+        self.rest()
+    }
+
+    /// A turn of a thread that polls. It will be back, so the sitter need not look before the window is over.
+    fn glance(&mut self) -> Option<Time> {
+        self.watch_from_outside(false);
+        self.turn(Duration::ZERO);
+        self.polled_until = Some(self.shared.clock.now() + self.shared.config.busy_poll);
+        self.rest()
+    }
+
+    /// Work was brought by the thread that leads.
+    fn look(&mut self) -> Option<Time> {
+        self.shared.wake.answer();
+        self.handle_commands();
+        self.settle();
+        self.rest()
+    }
+
+    /// Makes sure that nothing is missed while nobody leads. Returns when somebody must look again.
+    fn rest(&mut self) -> Option<Time> {
+        while !self.shutdown && !self.shared.wake.sleep() {
+            self.turn(Duration::ZERO);
+        }
+        let now = self.shared.clock.now();
+        self.polled_until = self.polled_until.filter(|&at| at > now);
+        if self.polled_until.is_none() {
+            self.watch_from_outside(true);
+        }
+        let next = if self.shutdown { Some(Time::default()) } else { self.next_timeout() };
+        self.expected = next;
+        next
+    }
+
+    fn watch_from_outside(&mut self, watched: bool) {
+        if watched != self.watched {
+            self.watched = watched;
+            self.shared.seat.watch(watched);
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! What threads share: each structure in a module of its own, small enough for every interleaving to be tried
+//! (`RUSTFLAGS="--cfg loom" cargo test -p transfer-core --release --lib sync`).
+
+mod doorbell;
+mod followers;
+mod lead;
+mod wake;
+
+use doorbell::Doorbell;
+pub(crate) use followers::Followers;
+pub(crate) use lead::{Lead, Leading};
+pub(crate) use wake::Wake;
+
+/// The primitives: loom's own where it tries the interleavings.
+mod prim {
+    #[cfg(loom)]
+    pub(super) use loom::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
+    #[cfg(loom)]
+    pub(super) use loom::sync::{Mutex, MutexGuard};
+    #[cfg(not(loom))]
+    pub(super) use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
+    #[cfg(not(loom))]
+    pub(super) use std::sync::{Mutex, MutexGuard};
+}
