@@ -1,7 +1,7 @@
 //! The only reader of the clock.
 #![allow(clippy::disallowed_methods, reason = "this is the one place where time is read")]
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use transfer_proto::proto::time::Time;
 
@@ -38,4 +38,9 @@ pub(crate) fn left(end: Option<Instant>) -> Option<Duration> {
         None => Some(Duration::MAX),
         Some(end) => end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()),
     }
+}
+
+/// The time of day, for what is compared between processes: the age of a file.
+pub(crate) fn wall() -> SystemTime {
+    SystemTime::now()
 }

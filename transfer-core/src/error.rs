@@ -11,6 +11,8 @@ use transfer_proto::proto::preamble::{PreambleError, VERSION};
 use transfer_proto::proto::xfer::Failure;
 use transfer_sys::OsError;
 
+use crate::directory::DirectoryError;
+
 /// Result of a call to the engine.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -172,6 +174,10 @@ pub enum Error {
         waited: Duration,
     },
 
+    /// A directory could not help. Whether trying again can is up to the cause.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+
     // ---- ended from here
     /// The caller cancelled the transfer. Nothing touches its buffers any more.
     #[error("cancelled")]
@@ -208,8 +214,10 @@ impl Error {
     /// Whether the same call may succeed later, or with another peer.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        if let Self::TransferFailed { source, .. } = self {
-            return source.is_retryable();
+        match self {
+            Self::TransferFailed { source, .. } => return source.is_retryable(),
+            Self::Directory(error) => return error.is_retryable(),
+            _ => {}
         }
         matches!(
             self,

@@ -56,6 +56,7 @@ mod backend;
 mod clock;
 mod config;
 mod dial;
+pub mod directory;
 mod driver;
 mod error;
 mod event;

@@ -22,6 +22,14 @@ pub const ADDRESS_MAX: usize = 255;
 pub const ADDRESSES_MAX: usize = 64;
 /// The most regions of one agent.
 pub const REGIONS_MAX: usize = 1 << 16;
+/// The longest blob: one at every limit of the format.
+pub const BLOB_MAX: usize = PREAMBLE_BYTES
+    + 16
+    + (4 + NAME_MAX)
+    + (4 + ADDRESS_MAX)
+    + (4 + APP_METADATA_MAX)
+    + (4 + ADDRESSES_MAX * (4 + ADDRESS_MAX))
+    + (4 + REGIONS_MAX * (REGION_BYTES_MIN + LABEL_MAX));
 
 /// The shortest description of a region.
 const REGION_BYTES_MIN: usize = 6 * 8 + 2 + 4;
@@ -294,6 +302,20 @@ pub(crate) mod tests {
     #[test]
     fn a_blob_comes_back() {
         assert_eq!(AgentMetadata::from_blob(&sample().to_blob()), Ok(sample()));
+    }
+
+    #[test]
+    fn a_blob_at_every_limit_has_the_stated_length() {
+        let mut largest = AgentMetadata::new("n".repeat(NAME_MAX), Incarnation::from_bytes([7; 16]));
+        largest.addresses = vec!["a".repeat(ADDRESS_MAX); ADDRESSES_MAX];
+        largest.local_name = "l".repeat(ADDRESS_MAX);
+        largest.app = vec![0; APP_METADATA_MAX];
+        let mut longest = region(RegionId::new(3, 4));
+        longest.label = "r".repeat(LABEL_MAX);
+        largest.regions = vec![longest; REGIONS_MAX];
+        let blob = largest.to_blob();
+        assert_eq!(blob.len(), BLOB_MAX);
+        assert_eq!(AgentMetadata::from_blob(&blob), Ok(largest));
     }
 
     #[test]
