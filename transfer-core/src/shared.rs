@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use transfer_proto::id::{Incarnation, RegionId};
 use transfer_proto::plan::Path;
 use transfer_proto::proto::metadata::{AgentMetadata, RegionInfo};
-use transfer_proto::proto::xfer::{Failure, Outcome};
+use transfer_proto::proto::xfer::{Failure, Outcome, SliceError};
 use transfer_sys::memfd::Mapping;
 
 use crate::address::Address;
@@ -205,11 +205,7 @@ impl Shared {
         } else {
             let result = match self.copies.copy_all(&core) {
                 _ if !peer.is_up() => Err(peer.lost_error()),
-                Err(error) => {
-                    // All of it is one slice.
-                    let source = Failure::new(0, (0, 0), error);
-                    Err(Error::TransferFailed { peer: peer.name.clone(), source })
-                }
+                Err(failure) => self.result_of(&core, Outcome::Failed(failure)),
                 Ok(bytes) => Ok(self.done(&core, bytes)),
             };
             self.end_local(&core, passes, notif, result);
@@ -246,6 +242,8 @@ impl Shared {
             Outcome::Cancelled => Err(Error::Cancelled),
             Outcome::Deadline => Err(Error::Deadline { peer: name, timeout: core.timeout }),
             Outcome::Failed(_) | Outcome::PeerLost if !peer.is_up() => Err(peer.lost_error()),
+            // The driver has yet to see it.
+            Outcome::Failed(Failure { error: SliceError::PeerGone, .. }) => Err(peer.lost_error()),
             Outcome::Failed(source) => Err(Error::TransferFailed { peer: name, source }),
             _ => Err(peer.lost_error()),
         }

@@ -22,7 +22,12 @@ impl Process {
     /// Starts it, with an agent that has regions `allocated` and `foreign` of `len` bytes, filled with the patterns
     /// of 100 and 101.
     pub fn start(paths: &str, len: usize) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Self::start_by(Command::new(std::env::current_exe().unwrap()), paths, len)
+    }
+
+    /// The same by a command that runs this binary, in some condition.
+    pub fn start_by(mut command: Command, paths: &str, len: usize) -> Self {
+        let mut child = command
             .args(["--exact", "child", "--nocapture"])
             .env(ROLE, format!("{paths} {len}"))
             .stdin(Stdio::piped())
@@ -130,9 +135,46 @@ fn answer(agent: &Agent, [allocated, foreign]: [&Region; 2], words: &[&str]) -> 
                 _ => continue,
             }
         },
+        ["fetch", address] => fetch(agent, allocated, address),
+        ["exhaust", address] => exhaust(agent, address),
         ["hammer", address] => hammer(agent, allocated, address),
         _ => panic!("unknown command {words:?}"),
     }
+}
+
+/// Reads the region `target` of the agent at `address`, which holds the pattern of 7, and tells by which path.
+fn fetch(agent: &Agent, region: &Region, address: &str) -> String {
+    let peer = agent.connect(&address.parse().unwrap()).unwrap();
+    let theirs = peer.region("target").unwrap();
+    assert_eq!(theirs.len, region.len() as u64);
+    let whole = |id| DescList::from(Desc::contiguous(id, 0, theirs.len));
+    let (l, r) = (agent.prepare(&whole(region.id())).unwrap(), peer.prepare(&whole(theirs.id)).unwrap());
+    peer.read(&l, &r).post().unwrap().wait(WAIT).unwrap();
+    assert!(bytes_of(region) == pattern(7, region.len()));
+    peer.explain(&l, &r).unwrap().to_string()
+}
+
+/// Asks for more memory than this process may have, of its own and of the agent at `address`; tells how that went.
+fn exhaust(agent: &Agent, address: &str) -> String {
+    let peer = agent.connect(&address.parse().unwrap()).unwrap();
+    let theirs = peer.region("large").unwrap();
+    let whole = |len| DescList::from(Desc::contiguous(theirs.id, 0, len));
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = descriptors();
+    let mut told = String::new();
+    for _ in 0..10 {
+        let own = agent.alloc(1 << 40, "own").unwrap_err();
+        let mapped = peer.prepare(&whole(theirs.len)).unwrap_err();
+        told = format!("{own}; {mapped}");
+    }
+    assert_eq!(descriptors(), before, "descriptors were left behind");
+    // And it goes on with what there is.
+    let small = agent.alloc(4096, "small").unwrap();
+    let near = peer.region("target").unwrap();
+    let one = |id| DescList::from(Desc::contiguous(id, 0, 4096));
+    let (l, r) = (agent.prepare(&one(small.id())).unwrap(), peer.prepare(&one(near.id)).unwrap());
+    peer.read(&l, &r).post().unwrap().wait(WAIT).unwrap();
+    told
 }
 
 /// Reads the region `target` of the agent at `address` over and over, until this process is killed.

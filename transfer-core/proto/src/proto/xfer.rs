@@ -62,11 +62,16 @@ pub enum SliceError {
     #[error("it was called back")]
     Abandoned,
     /// The kernel refused to move the bytes.
-    #[error("the kernel refused to move them (errno {errno})")]
+    #[error("the kernel refused to move them: errno {errno}{}", errno_text(*.errno))]
     Os {
         /// Its errno.
         errno: i32,
+        /// At which of its spans, counted within the slice. Those before it were moved.
+        span: u32,
     },
+    /// The process that has the memory does not exist any more.
+    #[error("its process has ended")]
+    PeerGone,
     /// The peer sent something else than was asked for.
     #[error("the peer answered with another number of bytes")]
     WrongReply,
@@ -74,8 +79,22 @@ pub enum SliceError {
 
 impl SliceError {
     /// Which span of the slice it speaks of; the first, where it does not say.
-    fn span(self) -> u32 {
-        if let Self::Refused { span, .. } = self { span } else { 0 }
+    #[must_use]
+    pub fn span(self) -> u32 {
+        match self {
+            Self::Refused { span, .. } | Self::Os { span, .. } => span,
+            _ => 0,
+        }
+    }
+}
+
+/// What the kernel means, for what it may say of another process's memory (process_vm_readv(2)).
+fn errno_text(errno: i32) -> &'static str {
+    match errno {
+        1 => ", this process has no right to that memory (any more)",
+        12 => ", no memory is left for it",
+        14 => ", memory that was registered is not mapped there, or not for this",
+        _ => "",
     }
 }
 

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
-use transfer_proto::proto::xfer::SliceError;
+use transfer_proto::proto::xfer::Failure;
 use transfer_sys::OsError;
 use transfer_sys::copy::{self, Stores};
 
@@ -66,7 +66,7 @@ impl Copies {
     }
 
     /// Copies a whole transfer in the calling thread. Cost: no allocation, no lock.
-    pub(crate) fn copy_all(&self, core: &XferCore) -> Result<u64, SliceError> {
+    pub(crate) fn copy_all(&self, core: &XferCore) -> Result<u64, Failure> {
         let mut batch = self.batch();
         let moved = move_all(core, self.stores(core), &mut batch);
         self.keep(batch);

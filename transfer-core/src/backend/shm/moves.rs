@@ -2,15 +2,15 @@
 #![allow(unsafe_code, reason = "copies between raw ranges")]
 
 use transfer_proto::plan::{Path, Piece, Pieces};
-use transfer_proto::proto::xfer::SliceError;
+use transfer_proto::proto::xfer::{Failure, SliceError};
 use transfer_sys::RawRange;
 use transfer_sys::copy::{self, Stores};
 use transfer_sys::process::RANGES_MAX;
 
 use crate::xfer::{Op, XferCore};
 
-/// A piece that does not lie in its list cannot be: pieces are made from the lists. Told as the kernel would.
-const OUTSIDE: SliceError = SliceError::Os { errno: 14 };
+/// What the kernel says of memory that is not there (errno(3)).
+const EFAULT: i32 = 14;
 
 /// The pieces of a slice, and where they lie. Kept from slice to slice for its memory.
 #[derive(Debug, Default)]
@@ -35,23 +35,27 @@ impl Batch {
     ) -> Result<(), SliceError> {
         self.local.clear();
         self.remote.clear();
-        for piece in &self.pieces {
-            self.local.push(core.local.core.range(piece).ok_or(OUTSIDE)?);
-            self.remote.push(remote(piece).ok_or(OUTSIDE)?);
+        for (at, piece) in self.pieces.iter().enumerate() {
+            // Pieces are made from the lists, so they lie in them.
+            self.local.push(core.local.core.range(piece).ok_or_else(|| refused(at, EFAULT))?);
+            self.remote.push(remote(piece).ok_or_else(|| refused(at, EFAULT))?);
         }
         Ok(())
     }
 }
 
-/// Copies a whole transfer in the calling thread.
-pub(super) fn move_all(core: &XferCore, stores: Stores, batch: &mut Batch) -> Result<u64, SliceError> {
+/// Copies a whole transfer in the calling thread, as one slice.
+pub(super) fn move_all(core: &XferCore, stores: Stores, batch: &mut Batch) -> Result<u64, Failure> {
     let (mut pieces, mut moved) = (Pieces::new(), 0);
     loop {
         let bytes = pieces.slice(core.sides(), u64::MAX, RANGES_MAX, batch.pieces());
         if bytes == 0 {
             return Ok(moved);
         }
-        move_batch(core, stores, batch)?;
+        move_batch(core, stores, batch).map_err(|error| {
+            let piece = batch.pieces.get(error.span() as usize).or_else(|| batch.pieces.first());
+            Failure::new(0, piece.map_or((0, 0), |piece| piece.remote), error)
+        })?;
         moved += bytes;
     }
 }
@@ -77,8 +81,15 @@ pub(super) fn move_batch(core: &XferCore, stores: Stores, batch: &mut Batch) -> 
     }
 }
 
+/// The kernel's refusal at a piece of the batch.
+fn refused(at: usize, errno: i32) -> SliceError {
+    SliceError::Os { errno, span: u32::try_from(at).unwrap_or(u32::MAX) }
+}
+
 fn move_by_kernel(core: &XferCore, batch: &mut Batch) -> Result<(), SliceError> {
-    let Some(Ok(way)) = core.remote.core.peer.ways.get().map(|ways| &ways.local) else { return Err(OUTSIDE) };
+    let ways = core.remote.core.peer.ways.get();
+    // A list takes this path only where the peer's process is known.
+    let way = ways.and_then(|ways| ways.local.as_ref().ok()).ok_or_else(|| refused(0, EFAULT))?;
     let Batch { local, remote, .. } = batch;
     let mut at = 0;
     while at < local.len() {
@@ -88,10 +99,13 @@ fn move_by_kernel(core: &XferCore, batch: &mut Batch) -> Result<(), SliceError> 
             // SAFETY: I1, as above.
             Op::Write => unsafe { way.process.write(&local[at..], &remote[at..]) },
         };
-        let moved = moved.map_err(|error| SliceError::Os { errno: error.errno })?;
-        if moved == 0 {
-            return Err(OUTSIDE);
-        }
+        // It moves what it can and says how much; whatever is wrong at the next byte it says when asked again.
+        let moved = match moved {
+            Ok(moved) if moved > 0 => moved,
+            Ok(_) => return Err(refused(at, EFAULT)),
+            Err(error) if error.no_such_process() => return Err(SliceError::PeerGone),
+            Err(error) => return Err(refused(at, error.errno)),
+        };
         // Both sides have the same lengths, so they come as far.
         advance(&mut local[at..], moved);
         at += advance(&mut remote[at..], moved);

@@ -1,0 +1,147 @@
+//! Memory of this host where the kernel says no: each time a typed error, or another path that is explained.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test"
+)]
+#![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "the child process is asked and answers")]
+
+mod support;
+#[path = "support/child.rs"]
+mod two;
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::ptr::NonNull;
+
+use support::{WAIT, agent, bytes_of, pair, pattern};
+use transfer_core::{Agent, Desc, DescList, Error, Path, PathSet, Peer, Region, RegionId};
+use transfer_sys::memfd::{Mapping, Memfd, MemfdOptions};
+use two::Process;
+
+const SMALL: usize = 4096;
+/// Several slices.
+const LARGE: usize = 40 << 20;
+
+#[test]
+fn child() {
+    two::main();
+}
+
+/// A region over memory that cannot be written, whatever its owner said when it registered it.
+fn unwritable(agent: &Agent, len: usize) -> (Mapping, Region) {
+    let memfd = Memfd::create(&MemfdOptions::new("unwritable", len)).unwrap();
+    let mapping = Mapping::read_only(memfd.file(), len).unwrap();
+    let addr = NonNull::new(mapping.range().addr()).unwrap();
+    #[allow(unsafe_code, reason = "registers raw memory")]
+    // SAFETY: the mapping is dropped after the agents. That it cannot be written is what the test is about: the kernel
+    // is to find out, and nobody else writes it.
+    let region = unsafe { agent.register(addr, len, "unwritable") }.unwrap();
+    (mapping, region)
+}
+
+/// Three descriptors, the last of which lies in the other region.
+fn list(good: RegionId, bad: RegionId, len: usize) -> DescList {
+    let len = len as u64;
+    let descs =
+        [Desc::contiguous(good, len, len), Desc::contiguous(good, 0, len), Desc::contiguous(bad, 0, len)];
+    descs.into_iter().collect()
+}
+
+fn failed(peer: &Peer, outcome: Result<transfer_core::Done, Error>) -> (u32, u64, String) {
+    assert!(peer.is_up(), "the peer is not to blame");
+    match outcome.expect_err("memory that cannot be written") {
+        Error::TransferFailed { source, .. } => (source.desc, source.offset, source.to_string()),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_fault_in_mid_batch_is_told_with_its_place() {
+    for len in [SMALL, LARGE] {
+        let (here, there, peer) = pair(PathSet::SHM);
+        let theirs = there.adopt(pattern(2, 2 * len), "good").unwrap();
+        let (_their_mapping, bad) = unwritable(&there, len);
+        let mine = here.adopt(pattern(1, 3 * len), "mine").unwrap();
+        peer.sync().unwrap();
+        let local = here.prepare(&DescList::from(Desc::contiguous(mine.id(), 0, 3 * len as u64))).unwrap();
+        let remote = peer.prepare(&list(theirs.id(), bad.id(), len)).unwrap();
+        assert_eq!(remote.path(), Path::ProcessMemory);
+
+        let outcome = peer.write(&local, &remote).post().unwrap().wait(WAIT);
+        let (desc, offset, told) = failed(&peer, outcome);
+        assert_eq!(desc, 2, "{told}");
+        // Slices end where they end: the large one's last slice begins within the bad descriptor or before it.
+        assert!(offset < len as u64 && told.contains("errno 14, memory that was registered"), "{told}");
+        let (written, wanted) = (bytes_of(&theirs), pattern(1, 3 * len));
+        assert!(
+            written[len..] == wanted[..len] && written[..len] == wanted[len..2 * len],
+            "what came before it"
+        );
+
+        // The other way it can be read, and nothing has broken.
+        peer.read(&local, &remote).post().unwrap().wait(WAIT).unwrap();
+        assert!(bytes_of(&mine)[2 * len..].iter().all(|&byte| byte == 0));
+    }
+}
+
+#[test]
+fn a_fault_on_this_side_is_told_too() {
+    let (here, there, peer) = pair(PathSet::SHM);
+    let theirs = there.adopt(pattern(2, 3 * SMALL), "theirs").unwrap();
+    let mine = here.adopt(pattern(1, 2 * SMALL), "mine").unwrap();
+    let (_mapping, bad) = unwritable(&here, SMALL);
+    peer.sync().unwrap();
+    let local = here.prepare(&list(mine.id(), bad.id(), SMALL)).unwrap();
+    let remote = DescList::from(Desc::paged(theirs.id(), 0, SMALL as u64, SMALL as u64, vec![2, 0, 1]));
+    let remote = peer.prepare(&remote).unwrap();
+    let outcome = peer.read(&local, &remote).post().unwrap().wait(WAIT);
+    let (desc, offset, told) = failed(&peer, outcome);
+    // The remote span that would have gone there is the third of the list, page 1.
+    assert_eq!((desc, offset), (0, SMALL as u64), "{told}");
+}
+
+#[test]
+fn another_user_is_served_over_sockets_and_told_why() {
+    let here = agent("parent", PathSet::ALL);
+    let target = here.adopt(pattern(7, LARGE), "target").unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    // Who is not root cannot be another user; who stays root may look at everybody's memory.
+    if !is_root() {
+        println!("SKIPPED: only root can start a process of another user");
+        return;
+    }
+    command.uid(NOBODY).gid(NOBODY).current_dir("/");
+    let mut process = Process::start_by(command, "all", target.len());
+    let told = process.ask(&format!("fetch {}", here.address().unwrap()));
+    assert!(told.starts_with("path: tcp"), "{told}");
+    assert!(told.contains("not shm (process_vm): the kernel's ptrace rules forbid it"), "{told}");
+}
+
+const NOBODY: u32 = 65534;
+
+fn is_root() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    status.lines().any(|line| line.starts_with("Uid:\t0\t0"))
+}
+
+#[test]
+fn a_shortage_of_address_space_is_an_error_and_leaves_nothing_behind() {
+    let here = agent("parent", PathSet::ALL);
+    let _large = here.alloc(512 << 20, "large").unwrap();
+    let _target = here.alloc(SMALL, "target").unwrap();
+    let mut command = Command::new("sh");
+    // KiB of address space: enough for the process and its threads, not for the large region.
+    command.args(["-c", "ulimit -v 500000 && exec \"$0\" \"$@\""]).arg(std::env::current_exe().unwrap());
+    let mut process = Process::start_by(command, "shm", SMALL);
+    let told = process.ask(&format!("exhaust {}", here.address().unwrap()));
+    let lines: Vec<&str> = told.split("; ").collect();
+    assert!(lines[0].starts_with("mmap(") && lines[0].contains("Cannot allocate memory"), "{told}");
+    assert!(
+        lines[1].starts_with("mmap(536870912 shared bytes") && lines[1].contains("Cannot allocate"),
+        "{told}"
+    );
+}
