@@ -205,21 +205,23 @@ typedef struct {
     uint32_t paths;
     // HR_CONFIG_ values, or'ed. Default none.
     uint32_t flags;
-    // Data connections to each peer. Default 2; each costs a socket on both sides.
+    // Data connections to each peer. Each costs a socket on both sides.
     uint32_t tcp_streams;
     // Kernel buffer of each data connection, in each direction. Default 0: the kernel sizes them to the path.
     uint32_t tcp_buffer_bytes;
-    // Slices of one transfer in flight. Default 16.
+    // Slices of one transfer in flight.
     uint32_t slices_in_flight_max;
+    // Threads that copy within one host, for transfers that nobody waits for. Default 0: by the number of cores.
+    uint32_t copy_threads;
     // Events that may wait for the application. When it is full, peers are not read from until some are taken, so
-    // nothing is lost. Default 65536.
-    uint32_t events_max;
+    // nothing is lost.
+    uint64_t events_max;
     // Transfers within one host of at most so many bytes are copied inside the posting call, which saves the
-    // hand-over to another thread. Default 256 KiB, about 20 microseconds.
+    // hand-over to another thread.
     uint64_t inline_bytes_max;
-    // Bytes of a slice: the unit of progress, cancellation and striping. Default 1 MiB.
+    // Bytes of a slice: the unit of progress, cancellation and striping.
     uint64_t slice_bytes_max;
-    // Bytes that may wait to be sent to a peer before notifications are refused. Default 4 MiB.
+    // Bytes that may wait to be sent to a peer before notifications are refused.
     uint64_t unsent_bytes_max;
     // How long a transfer may take, unless it says otherwise, in nanoseconds.
     uint64_t transfer_timeout_ns;
@@ -239,6 +241,9 @@ typedef struct {
     uint64_t len;
     // From the begin of one span, or page, to that of the next.
     uint64_t stride;
+    // Which generation of the region's contents is meant, for remote lists. 0, which the functions that make
+    // descriptors put here, is the first.
+    uint64_t generation;
     // HR_DESC_PAGED: which pages, in the order in which they are moved. Read while the list is prepared only.
     const uint32_t *pages;
     // How many spans.
@@ -577,12 +582,14 @@ hr_status_t hr_peer_write(hr_peer_t *peer,
 // Errors: HR_PEER_LOST, HR_TRANSFER_FAILED, HR_DEADLINE, HR_CANCELLED, HR_AGENT_CLOSED.
 hr_status_t hr_xfer_poll(const hr_xfer_t *xfer, hr_done_t *done, hr_error_t **error);
 
-// The same, after waiting up to `timeout_ns` nanoseconds for its end.
+// The same, after waiting up to `timeout_ns` nanoseconds for its end. Within one host the calling thread meanwhile
+// copies for the transfer, so that the timeout may be exceeded by one slice.
 hr_status_t hr_xfer_wait(const hr_xfer_t *xfer, uint64_t timeout_ns, hr_done_t *done, hr_error_t **error);
 
-// Asks for its end, and returns at once. The end is reached when nothing touches the memory any more, and is told as
+// Asks for its end; blocks for no more than a slice that is just being moved. The end is reached when nothing touches the memory any more, and is told as
 // HR_CANCELLED, unless every byte was in place already.
-hr_status_t hr_xfer_cancel(hr_xfer_t *xfer, hr_error_t **error);
+hr_status_t hr_xfer_cancel(hr_xfer_t *xfer,
+                           hr_error_t **error);
 
 // The path it takes. HR_PATH_OTHER for NULL.
 hr_path_t hr_xfer_path(const hr_xfer_t *xfer);

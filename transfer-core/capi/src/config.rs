@@ -61,21 +61,23 @@ pub struct hr_config_t {
     pub paths: u32,
     /// HR_CONFIG_ values, or'ed. Default none.
     pub flags: u32,
-    /// Data connections to each peer. Default 2; each costs a socket on both sides.
+    /// Data connections to each peer. Each costs a socket on both sides.
     pub tcp_streams: u32,
     /// Kernel buffer of each data connection, in each direction. Default 0: the kernel sizes them to the path.
     pub tcp_buffer_bytes: u32,
-    /// Slices of one transfer in flight. Default 16.
+    /// Slices of one transfer in flight.
     pub slices_in_flight_max: u32,
+    /// Threads that copy within one host, for transfers that nobody waits for. Default 0: by the number of cores.
+    pub copy_threads: u32,
     /// Events that may wait for the application. When it is full, peers are not read from until some are taken, so
-    /// nothing is lost. Default 65536.
-    pub events_max: u32,
+    /// nothing is lost.
+    pub events_max: u64,
     /// Transfers within one host of at most so many bytes are copied inside the posting call, which saves the
-    /// hand-over to another thread. Default 256 KiB, about 20 microseconds.
+    /// hand-over to another thread.
     pub inline_bytes_max: u64,
-    /// Bytes of a slice: the unit of progress, cancellation and striping. Default 1 MiB.
+    /// Bytes of a slice: the unit of progress, cancellation and striping.
     pub slice_bytes_max: u64,
-    /// Bytes that may wait to be sent to a peer before notifications are refused. Default 4 MiB.
+    /// Bytes that may wait to be sent to a peer before notifications are refused.
     pub unsent_bytes_max: u64,
     /// How long a transfer may take, unless it says otherwise, in nanoseconds.
     pub transfer_timeout_ns: u64,
@@ -100,7 +102,8 @@ unsafe impl Versioned for hr_config_t {
             tcp_streams: u32::try_from(config.tcp_streams).unwrap_or(u32::MAX),
             tcp_buffer_bytes: config.tcp_buffer_bytes.unwrap_or(0),
             slices_in_flight_max: config.slices_in_flight_max,
-            events_max: u32::try_from(config.events_max).unwrap_or(u32::MAX),
+            copy_threads: u32::try_from(config.copy_threads.unwrap_or(0)).unwrap_or(u32::MAX),
+            events_max: config.events_max as u64,
             inline_bytes_max: config.inline_bytes_max,
             slice_bytes_max: config.slice_bytes_max,
             unsent_bytes_max: config.unsent_bytes_max as u64,
@@ -164,7 +167,9 @@ impl hr_config_t {
         config.tcp_streams = usize_of("tcp_streams", self.tcp_streams.into())?;
         config.tcp_buffer_bytes = (self.tcp_buffer_bytes != 0).then_some(self.tcp_buffer_bytes);
         config.slices_in_flight_max = self.slices_in_flight_max;
-        config.events_max = usize_of("events_max", self.events_max.into())?;
+        let threads = usize_of("copy_threads", self.copy_threads.into())?;
+        config.copy_threads = (threads != 0).then_some(threads);
+        config.events_max = usize_of("events_max", self.events_max)?;
         config.inline_bytes_max = self.inline_bytes_max;
         config.slice_bytes_max = self.slice_bytes_max;
         config.unsent_bytes_max = usize_of("unsent_bytes_max", self.unsent_bytes_max)?;

@@ -35,6 +35,9 @@ pub struct hr_desc_t {
     pub len: u64,
     /// From the begin of one span, or page, to that of the next.
     pub stride: u64,
+    /// Which generation of the region's contents is meant, for remote lists. 0, which the functions that make
+    /// descriptors put here, is the first.
+    pub generation: u64,
     /// HR_DESC_PAGED: which pages, in the order in which they are moved. Read while the list is prepared only.
     pub pages: *const u32,
     /// How many spans.
@@ -47,14 +50,14 @@ pub struct hr_desc_t {
 #[unsafe(no_mangle)]
 pub extern "C" fn hr_desc_contiguous(region: u64, offset: u64, len: u64) -> hr_desc_t {
     let kind = hr_desc_kind_t::HR_DESC_CONTIGUOUS as u32;
-    hr_desc_t { region, offset, len, stride: len, pages: std::ptr::null(), count: 1, kind }
+    hr_desc_t { region, offset, len, stride: len, generation: 0, pages: std::ptr::null(), count: 1, kind }
 }
 
 /// `count` spans of `len` bytes, each `stride` bytes after the last, the first at `offset`.
 #[unsafe(no_mangle)]
 pub extern "C" fn hr_desc_strided(region: u64, offset: u64, len: u64, stride: u64, count: u32) -> hr_desc_t {
     let kind = hr_desc_kind_t::HR_DESC_STRIDED as u32;
-    hr_desc_t { region, offset, len, stride, pages: std::ptr::null(), count, kind }
+    hr_desc_t { region, offset, len, stride, generation: 0, pages: std::ptr::null(), count, kind }
 }
 
 /// A span of `len` bytes for each of the `count` indices in `pages`: page i lies at `offset + i * stride`.
@@ -69,7 +72,7 @@ pub extern "C" fn hr_desc_paged(
     count: u32,
 ) -> hr_desc_t {
     let kind = hr_desc_kind_t::HR_DESC_PAGED as u32;
-    hr_desc_t { region, offset, len, stride, pages, count, kind }
+    hr_desc_t { region, offset, len, stride, generation: 0, pages, count, kind }
 }
 
 impl hr_desc_t {
@@ -78,16 +81,17 @@ impl hr_desc_t {
         const STRIDED: u32 = hr_desc_kind_t::HR_DESC_STRIDED as u32;
         const PAGED: u32 = hr_desc_kind_t::HR_DESC_PAGED as u32;
         let region = RegionId::from_u64(self.region);
-        match self.kind {
-            CONTIGUOUS if self.count == 1 => Ok(Desc::contiguous(region, self.offset, self.len)),
-            CONTIGUOUS => Err(hr_error_t::argument("desc.count", "is not 1 for HR_DESC_CONTIGUOUS")),
-            STRIDED => Ok(Desc::strided(region, self.offset, self.len, self.stride, self.count)),
+        let desc = match self.kind {
+            CONTIGUOUS if self.count == 1 => Desc::contiguous(region, self.offset, self.len),
+            CONTIGUOUS => return Err(hr_error_t::argument("desc.count", "is not 1 for HR_DESC_CONTIGUOUS")),
+            STRIDED => Desc::strided(region, self.offset, self.len, self.stride, self.count),
             PAGED => {
                 let pages = c.slice(self.pages, self.count as usize, "desc.pages")?;
-                Ok(Desc::paged(region, self.offset, self.len, self.stride, pages.to_vec()))
+                Desc::paged(region, self.offset, self.len, self.stride, pages.to_vec())
             }
-            _ => Err(hr_error_t::argument("desc.kind", "is no hr_desc_kind_t")),
-        }
+            _ => return Err(hr_error_t::argument("desc.kind", "is no hr_desc_kind_t")),
+        };
+        Ok(desc.at_generation(self.generation))
     }
 }
 

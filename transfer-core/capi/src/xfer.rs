@@ -199,7 +199,8 @@ pub unsafe extern "C" fn hr_xfer_poll(
     unsafe { call(error, |c| ended(c, done, c.handle(xfer, "xfer")?.xfer.poll())) }
 }
 
-/// The same, after waiting up to `timeout_ns` nanoseconds for its end.
+/// The same, after waiting up to `timeout_ns` nanoseconds for its end. Within one host the calling thread meanwhile
+/// copies for the transfer, so that the timeout may be exceeded by one slice.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_xfer_wait(
     xfer: *const hr_xfer_t,
@@ -212,7 +213,7 @@ pub unsafe extern "C" fn hr_xfer_wait(
     unsafe { call(error, |c| ended(c, done, Some(c.handle(xfer, "xfer")?.xfer.wait(timeout)))) }
 }
 
-/// Asks for its end, and returns at once. The end is reached when nothing touches the memory any more, and is told as
+/// Asks for its end; blocks for no more than a slice that is just being moved. The end is reached when nothing touches the memory any more, and is told as
 /// HR_CANCELLED, unless every byte was in place already.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_xfer_cancel(xfer: *mut hr_xfer_t, error: *mut *mut hr_error_t) -> hr_status_t {

@@ -71,6 +71,7 @@ fn structs() -> Facts {
             tcp_streams,
             tcp_buffer_bytes,
             slices_in_flight_max,
+            copy_threads,
             events_max,
             inline_bytes_max,
             slice_bytes_max,
@@ -99,7 +100,7 @@ fn structs() -> Facts {
         }
     );
     assert_eq!(padding, Padding(0), "as above");
-    fields!(facts, hr_desc_t { region, offset, len, stride, pages, count, kind });
+    fields!(facts, hr_desc_t { region, offset, len, stride, generation, pages, count, kind });
     fields!(facts, hr_done_t { bytes, elapsed_ns, path });
     fields!(facts, hr_event_t { kind, peer, data, data_len, reason });
     fields!(facts, hr_region_info_t { id, len, kind, label });
