@@ -12,9 +12,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use transfer_proto::desc::DescList;
-use transfer_proto::id::{Incarnation, RegionId};
+use transfer_proto::id::Incarnation;
 use transfer_proto::plan::Path;
-use transfer_proto::proto::metadata::{AgentMetadata, LABEL_MAX};
+use transfer_proto::proto::metadata::AgentMetadata;
 use transfer_proto::proto::preamble::{PreambleError, VERSION};
 use transfer_sys::OsError;
 
@@ -27,7 +27,7 @@ use crate::driver::{Driver, Seat};
 use crate::error::{Error, ProtocolError, Result};
 use crate::event::{Event, EventQueue, Taken};
 use crate::list::{LocalCore, LocalList};
-use crate::mem::{self, Region, RegionCore, RegionTable};
+use crate::mem::{self, Guests, Ledger, Region, RegionOptions, RegionTable, Unnamed};
 use crate::peer::Peer;
 use crate::shared::{Command, Shared};
 use crate::sync::{Followers, Lead, Wake};
@@ -60,6 +60,9 @@ impl Drop for DriverHandle {
             // A panic there was told on its own thread.
             let _ended = thread.join();
         }
+        // Our own writes have ended with the threads; peers may still write into memory that is about to go.
+        self.shared.ledger.retire();
+        self.shared.end_regions();
         self.shared.events.clear();
     }
 }
@@ -83,6 +86,7 @@ impl Agent {
         if !local_name.is_empty() {
             addresses.push(Address::Local { name: local_name.clone() });
         }
+        let ledger = Arc::new(Ledger::create(&config.name)?);
         let (commands, receiver) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
             clock: Clock::start(),
@@ -91,6 +95,8 @@ impl Agent {
             local_name,
             addresses,
             regions: RegionTable::default(),
+            guests: Guests::new(Arc::clone(&ledger)),
+            ledger,
             peers: Mutex::new(HashMap::new()),
             events: EventQueue::new(config.events_max),
             commands,
@@ -148,8 +154,16 @@ impl Agent {
     /// # Errors
     /// [`Error::Os`] where memory is short, [`Error::TooLarge`].
     pub fn alloc(&self, len: usize, label: &str) -> Result<Region> {
-        let make = mem::alloc(len, checked_label(label)?)?;
-        self.insert(make)
+        self.alloc_with(len, &RegionOptions::new(label))
+    }
+
+    /// The same, with rights, blocks and the like.
+    ///
+    /// # Errors
+    /// As [`Agent::alloc`].
+    pub fn alloc_with(&self, len: usize, options: &RegionOptions) -> Result<Region> {
+        options.check()?;
+        self.insert(mem::alloc(len, options, &self.shared.ledger)?)
     }
 
     /// Registers a buffer, which the region owns from now on.
@@ -157,8 +171,16 @@ impl Agent {
     /// # Errors
     /// [`Error::TooLarge`].
     pub fn adopt(&self, bytes: Vec<u8>, label: &str) -> Result<Region> {
-        let make = mem::adopt(bytes, checked_label(label)?);
-        self.insert(make)
+        self.adopt_with(bytes, &RegionOptions::new(label))
+    }
+
+    /// The same, with rights, blocks and the like.
+    ///
+    /// # Errors
+    /// As [`Agent::adopt`].
+    pub fn adopt_with(&self, bytes: Vec<u8>, options: &RegionOptions) -> Result<Region> {
+        options.check()?;
+        self.insert(mem::adopt(bytes, options, &self.shared.ledger)?)
     }
 
     /// Registers any memory of this process.
@@ -171,12 +193,30 @@ impl Agent {
     /// or the agent was dropped. Peers write them at any time: no reference to them may exist meanwhile.
     #[allow(unsafe_code, reason = "takes raw memory from the application")]
     pub unsafe fn register(&self, addr: NonNull<u8>, len: usize, label: &str) -> Result<Region> {
-        let make = mem::borrow(addr, len, checked_label(label)?);
-        self.insert(make)
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.register_with(addr, len, &RegionOptions::new(label)) }
     }
 
-    fn insert(&self, make: impl FnOnce(RegionId) -> RegionCore) -> Result<Region> {
-        let core = self.shared.regions.insert(make)?;
+    /// The same, with rights, blocks and the like.
+    ///
+    /// # Errors
+    /// As [`Agent::register`].
+    ///
+    /// # Safety
+    /// As [`Agent::register`].
+    #[allow(unsafe_code, reason = "takes raw memory from the application")]
+    pub unsafe fn register_with(
+        &self,
+        addr: NonNull<u8>,
+        len: usize,
+        options: &RegionOptions,
+    ) -> Result<Region> {
+        options.check()?;
+        self.insert(mem::borrow(addr, len, options, &self.shared.ledger)?)
+    }
+
+    fn insert(&self, region: Unnamed) -> Result<Region> {
+        let core = self.shared.regions.insert(region)?;
         self.shared.send(Command::RegionAdded(core.info()));
         Ok(Region::new(core, Arc::downgrade(&self.shared)))
     }
@@ -194,7 +234,8 @@ impl Agent {
             regions.find(region).ok_or(Error::RegionClosed { region })
         });
         let bound = bound.collect::<Result<Vec<_>>>()?;
-        let core = LocalCore::new(list.clone(), bound, Arc::as_ptr(&self.shared));
+        let ledger = Arc::clone(&self.shared.ledger);
+        let core = LocalCore::new(list.clone(), bound, Arc::as_ptr(&self.shared), ledger);
         Ok(LocalList { core: Arc::new(core) })
     }
 
@@ -284,14 +325,6 @@ impl fmt::Debug for Agent {
             .field("addresses", &self.shared.addresses)
             .finish_non_exhaustive()
     }
-}
-
-fn checked_label(label: &str) -> Result<&str> {
-    if label.len() > LABEL_MAX {
-        let (what, value, max) = ("bytes of a region's label", label.len() as u64, LABEL_MAX as u64);
-        return Err(Error::TooLarge { what, value, max });
-    }
-    Ok(label)
 }
 
 fn bad_blob(error: &PreambleError) -> Error {

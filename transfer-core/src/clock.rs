@@ -44,3 +44,25 @@ pub(crate) fn left(end: Option<Instant>) -> Option<Duration> {
 pub(crate) fn wall() -> SystemTime {
     SystemTime::now()
 }
+
+/// Waits until something is so that nobody tells of, at most `timeout`; says whether it came to be. First without
+/// sleeping, since it takes microseconds as a rule, then in steps of 50 µs.
+pub(crate) fn wait_until(timeout: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+    const SPINS: u32 = 200;
+    if (0..SPINS).any(|_| {
+        is_so() || {
+            std::hint::spin_loop();
+            false
+        }
+    }) {
+        return true;
+    }
+    let end = end_of_wait(timeout);
+    while left(end).is_some() {
+        if is_so() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    is_so()
+}

@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use transfer_proto::id::{Incarnation, RailId};
+use transfer_proto::id::RailId;
 use transfer_proto::plan::{Path, Reason};
 use transfer_proto::proto::data::DataHello;
 use transfer_proto::proto::local::{LOCAL_BYTES, LocalMessage};
 use transfer_proto::proto::preamble::{self, Kind, PREAMBLE_BYTES};
-use transfer_sys::process::Process;
 use transfer_sys::{OsError, socket};
 
 use crate::address::Address;
@@ -111,7 +110,7 @@ impl Dial<'_> {
             return Ok((None, Err(Reason::Refused)));
         }
         let Ok(stream) = connect_local(name) else { return Ok((None, Err(Reason::OtherHost))) };
-        match self.greet_local(&stream, peer.incarnation, token) {
+        match self.greet_local(&stream, peer, token) {
             Ok(way) => Ok((Some(stream), Ok(way))),
             // Another host may use the same name for another agent.
             Err(Error::Protocol { .. }) => Ok((None, Err(Reason::OtherHost))),
@@ -119,7 +118,7 @@ impl Dial<'_> {
         }
     }
 
-    fn greet_local(&self, mut stream: &UnixStream, incarnation: Incarnation, token: u64) -> Result<LocalWay> {
+    fn greet_local(&self, mut stream: &UnixStream, peer: &PeerCore, token: u64) -> Result<LocalWay> {
         let hello = LocalMessage::Hello {
             incarnation: self.agent.incarnation,
             token,
@@ -128,16 +127,18 @@ impl Dial<'_> {
         let greeting = [&preamble::encode(Kind::Local)[..], &hello.encode()[..]].concat();
         let mut answer = [0; PREAMBLE_BYTES + LOCAL_BYTES];
         stream.set_read_timeout(Some(self.left()?)).map_err(|e| self.lost("local", &e))?;
-        stream.write_all(&greeting).map_err(|e| self.lost("local", &e))?;
-        stream.read_exact(&mut answer).map_err(|e| self.lost("local", &e))?;
+        // A fresh socket's buffer takes so few bytes whole.
+        socket::send_with_fd(stream.as_fd(), &greeting, self.agent.ledger.file().as_fd())?;
+        let (count, file) = socket::recv_with_fd(stream.as_fd(), &mut answer)?;
+        stream.read_exact(&mut answer[count..]).map_err(|e| self.lost("local", &e))?;
         let mut message = [0; LOCAL_BYTES];
         message.copy_from_slice(&answer[PREAMBLE_BYTES..]);
         match LocalMessage::decode(message) {
-            Ok(LocalMessage::Welcome { incarnation: theirs, probe: at }) if theirs == incarnation => {
-                let pid = socket::peer_credentials(stream.as_fd())?.pid;
-                let process = Process::open(pid)?;
-                let ptrace = probe(&process, at, theirs);
-                Ok(LocalWay { process, ptrace })
+            Ok(LocalMessage::Welcome { incarnation: theirs, probe: at }) if theirs == peer.incarnation => {
+                let file = file.ok_or_else(|| self.refused("local"))?;
+                let guest = self.agent.welcome(stream, &peer.name, theirs, &file)?;
+                let ptrace = probe(&guest.process, at, theirs);
+                Ok(LocalWay { guest, ptrace })
             }
             _ => Err(self.refused("local")),
         }

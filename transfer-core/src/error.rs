@@ -6,9 +6,10 @@ use transfer_proto::codec::DecodeError;
 use transfer_proto::desc::DescError;
 use transfer_proto::id::{Incarnation, RegionId};
 use transfer_proto::plan::Explanation;
+use transfer_proto::proto::data::Status;
 use transfer_proto::proto::link::{LinkError, NotifError};
 use transfer_proto::proto::preamble::{PreambleError, VERSION};
-use transfer_proto::proto::xfer::Failure;
+use transfer_proto::proto::xfer::{Failure, SliceError};
 use transfer_sys::OsError;
 
 use crate::directory::DirectoryError;
@@ -63,6 +64,14 @@ pub enum Error {
         len: usize,
         /// What the region has.
         size: usize,
+    },
+    /// A write to a region whose owner lets peers only read it.
+    #[error("region {region} of {peer} is for reading only")]
+    ReadOnly {
+        /// Which peer.
+        peer: String,
+        /// Which region.
+        region: RegionId,
     },
     /// The region was closed.
     #[error("region {region} is closed")]
@@ -179,6 +188,15 @@ pub enum Error {
     Directory(#[from] DirectoryError),
 
     // ---- ended from here
+    /// What the peer had there is not there any more: it has revoked a block that the transfer touches. Bytes that were
+    /// read are not to be used; ask the peer anew.
+    #[error("{peer} has revoked memory that the transfer names: {source}; ask it anew")]
+    Stale {
+        /// Which peer.
+        peer: String,
+        /// Which slice, and where.
+        source: Failure,
+    },
     /// The caller cancelled the transfer. Nothing touches its buffers any more.
     #[error("cancelled")]
     Cancelled,
@@ -228,6 +246,15 @@ impl Error {
                 | Self::NotNotified { source: NotifError::Busy { .. }, .. }
                 | Self::RegionBusy { .. }
         )
+    }
+
+    /// How a slice failed, as the transfer's error.
+    pub(crate) fn of_slice(peer: &str, source: Failure) -> Self {
+        let peer = peer.to_owned();
+        match source.error {
+            SliceError::Refused { status: Status::Stale, .. } => Self::Stale { peer, source },
+            _ => Self::TransferFailed { peer, source },
+        }
     }
 
     /// The error of a link that ended before the peer was up.

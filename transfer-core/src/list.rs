@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use transfer_proto::desc::DescList;
 use transfer_proto::plan::{Explanation, Path, Piece};
+use transfer_proto::proto::metadata::Access;
 use transfer_sys::RawRange;
 use transfer_sys::memfd::Mapping;
 
-use crate::mem::{RegionCore, RemoteRegion};
+use crate::mem::{Ledger, RegionCore, RemoteRegion, View as _};
 use crate::peer::PeerCore;
 use crate::shared::Shared;
 
@@ -25,6 +26,8 @@ pub(crate) struct LocalCore {
     /// Each region once.
     pub(crate) regions: Vec<Arc<RegionCore>>,
     pub(crate) agent: *const Shared,
+    /// Where this agent says that it writes.
+    pub(crate) ledger: Arc<Ledger>,
 }
 
 #[allow(unsafe_code, reason = "a pointer that is only compared")]
@@ -35,9 +38,14 @@ unsafe impl Send for LocalCore {}
 unsafe impl Sync for LocalCore {}
 
 impl LocalCore {
-    pub(crate) fn new(list: DescList, bound: Vec<Arc<RegionCore>>, agent: *const Shared) -> Self {
+    pub(crate) fn new(
+        list: DescList,
+        bound: Vec<Arc<RegionCore>>,
+        agent: *const Shared,
+        ledger: Arc<Ledger>,
+    ) -> Self {
         let ranges = bound.iter().map(|region| region.range()).collect();
-        Self { list, ranges, regions: distinct(bound), agent }
+        Self { list, ranges, regions: distinct(bound), agent, ledger }
     }
 
     /// Where a piece lies in this process. `None` only for a piece that was not made from this list.
@@ -95,6 +103,21 @@ impl RemoteCore {
     ) -> Self {
         let regions = distinct(bound.clone());
         Self { list, peer, path, explanation, bound, mapped, regions }
+    }
+
+    /// Whether the peer still has there what this list names; see [`View::admits`](crate::mem::View::admits).
+    pub(crate) fn admits(&self, piece: &Piece) -> bool {
+        let at = piece.remote.0 as usize;
+        let (Some(desc), Some(region)) = (self.list.descs().get(at), self.bound.get(at)) else {
+            return false;
+        };
+        let Some(guest) = self.peer.guest() else { return false };
+        guest.ledger.admits(&region.info.generations, desc.generation(), piece.remote.1, piece.len)
+    }
+
+    /// The first region that its owner lets nobody write.
+    pub(crate) fn read_only_region(&self) -> Option<&Arc<RemoteRegion>> {
+        self.regions.iter().find(|region| region.info.access != Access::ReadWrite)
     }
 
     /// Where a piece is mapped in this process.

@@ -10,11 +10,10 @@ use transfer_proto::id::{Incarnation, RegionId};
 use transfer_proto::plan::{Explanation, Facts, PathSet, Reason, choose};
 use transfer_proto::proto::link::{LinkError, NotifError};
 use transfer_proto::proto::metadata::{AgentMetadata, RegionInfo, RegionKind};
-use transfer_sys::process::Process;
 
 use crate::error::{Error, Result};
 use crate::list::{LocalList, RemoteCore, RemoteList};
-use crate::mem::RemoteRegion;
+use crate::mem::{Guest, RemoteRegion};
 use crate::shared::{Command, Shared};
 use crate::xfer::{Op, Request};
 
@@ -30,7 +29,7 @@ pub(crate) struct Ways {
 /// A peer on this host.
 #[derive(Debug)]
 pub(crate) struct LocalWay {
-    pub(crate) process: Process,
+    pub(crate) guest: Arc<Guest>,
     /// Whether the kernel lets us at its memory.
     pub(crate) ptrace: bool,
 }
@@ -99,11 +98,16 @@ impl PeerCore {
         regions.entry(info.id).or_insert_with(|| Arc::new(RemoteRegion::new(info)));
     }
 
-    /// Closes a region and takes its name away; the caller watches its gate.
-    pub(crate) fn remove_region(&self, id: RegionId) -> Option<Arc<RemoteRegion>> {
-        let removed = self.regions.write().unwrap_or_else(PoisonError::into_inner).remove(&id)?;
-        removed.close();
-        Some(removed)
+    /// Closes a region and takes its name away.
+    pub(crate) fn remove_region(&self, id: RegionId) {
+        if let Some(removed) = self.regions.write().unwrap_or_else(PoisonError::into_inner).remove(&id) {
+            removed.close();
+        }
+    }
+
+    /// The peer as a process of this host, where it is one.
+    pub(crate) fn guest(&self) -> Option<&Arc<Guest>> {
+        self.ways.get().and_then(|ways| ways.local.as_ref().ok()).map(|way| &way.guest)
     }
 
     fn infos(&self) -> Vec<RegionInfo> {

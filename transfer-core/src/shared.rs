@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::TcpStream;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,15 +14,17 @@ use transfer_proto::plan::Path;
 use transfer_proto::proto::metadata::{AgentMetadata, RegionInfo};
 use transfer_proto::proto::xfer::{Failure, Outcome, SliceError};
 use transfer_sys::memfd::Mapping;
+use transfer_sys::process::Process;
+use transfer_sys::socket;
 
 use crate::address::Address;
 use crate::backend::shm::{Copies, Work};
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config::Checked;
 use crate::driver::{Driver, Seat};
 use crate::error::{Error, Result};
 use crate::event::EventQueue;
-use crate::mem::{Pass, RegionCore, RegionTable, RemoteRegion};
+use crate::mem::{Guest, Guests, Ledger, Pass, PeerLedger, RegionCore, RegionTable, RemoteRegion};
 use crate::peer::{PeerCore, Ways};
 use crate::sync::{Followers, Lead, Wake};
 use crate::xfer::{Done, XferCore};
@@ -132,6 +134,10 @@ pub(crate) struct Shared {
     pub(crate) local_name: String,
     pub(crate) addresses: Vec<Address>,
     pub(crate) regions: RegionTable,
+    /// What this agent tells peers of its host about its memory and its writing.
+    pub(crate) ledger: Arc<Ledger>,
+    /// Those peers.
+    pub(crate) guests: Guests,
     pub(crate) peers: Mutex<HashMap<Incarnation, Arc<PeerCore>>>,
     pub(crate) events: EventQueue,
     pub(crate) commands: Sender<Command>,
@@ -244,7 +250,7 @@ impl Shared {
             Outcome::Failed(_) | Outcome::PeerLost if !peer.is_up() => Err(peer.lost_error()),
             // The driver has yet to see it.
             Outcome::Failed(Failure { error: SliceError::PeerGone, .. }) => Err(peer.lost_error()),
-            Outcome::Failed(source) => Err(Error::TransferFailed { peer: name, source }),
+            Outcome::Failed(source) => Err(Error::of_slice(&name, source)),
             _ => Err(peer.lost_error()),
         }
     }
@@ -269,9 +275,37 @@ impl Shared {
         }
     }
 
+    /// Takes in a peer at the other end of a Unix socket, which sent its ledger: from here on it is waited for where
+    /// memory is revoked.
+    pub(crate) fn welcome(
+        &self,
+        stream: &UnixStream,
+        name: &str,
+        incarnation: Incarnation,
+        file: &OwnedFd,
+    ) -> Result<Arc<Guest>> {
+        let process = Process::open(socket::peer_credentials(stream.as_fd())?.pid)?;
+        let (name, ledger) = (name.to_owned(), PeerLedger::map(file)?);
+        let guest = Arc::new(Guest { name, incarnation, process, ledger });
+        self.guests.add(Arc::clone(&guest));
+        Ok(guest)
+    }
+
+    /// Makes older generations of some bytes void, and waits until those who write by them have left.
+    pub(crate) fn revoke(&self, region: &RegionCore, offset: u64, len: u64) -> Result<u64> {
+        let generation = region.raise(offset, len);
+        let mut inside = self.guests.inside();
+        let waited = self.config.peer_timeout;
+        if clock::wait_until(waited, || inside.left()) {
+            return Ok(generation);
+        }
+        Err(Error::RegionBusy { region: region.id, peer: inside.to_string(), waited })
+    }
+
     /// Deregisters a region and waits until it is left alone.
     pub(crate) fn close_region(&self, region: &Arc<RegionCore>) -> Result<()> {
         region.gate().close();
+        region.raise_all();
         self.regions.remove(region.id);
         let (waited, region) = (self.config.peer_timeout, Arc::clone(region));
         let id = region.id;
@@ -288,8 +322,18 @@ impl Shared {
     /// Deregisters a region; the driver keeps its memory until it is left alone.
     pub(crate) fn drop_region(&self, region: &Arc<RegionCore>) {
         region.gate().close();
+        region.raise_all();
         if self.regions.remove(region.id) {
             self.send(Command::RegionClosed { region: Arc::clone(region), reply: None });
+        }
+    }
+
+    /// The agent ends: nobody writes into its memory any more when this returns, or is known to be stopped in it.
+    pub(crate) fn end_regions(&self) {
+        self.regions.raise_all();
+        let mut inside = self.guests.inside();
+        if !clock::wait_until(self.config.peer_timeout, || inside.left()) {
+            tracing::error!(writer = %inside, "is stopped in mid-copy and may still write into memory of this agent");
         }
     }
 

@@ -124,6 +124,11 @@ impl Request {
         if !Arc::ptr_eq(&remote.peer, &self.peer.core) {
             return Err(Error::WrongAgent { side: "remote" });
         }
+        if self.op == Op::Write
+            && let Some(region) = remote.read_only_region()
+        {
+            return Err(Error::ReadOnly { peer: self.peer.core.name.clone(), region: region.info.id });
+        }
         let check = |list: &transfer_proto::desc::DescList, selection: &Selection, side| match selection {
             Selection::Indices(indices) => {
                 list.check_selection(indices).map_err(|source| Error::BadList { side, source })

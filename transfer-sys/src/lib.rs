@@ -10,6 +10,7 @@
 //! | [`memfd`] | sealed anonymous files and their mappings | memfd_create(2), mmap(2), fcntl(2) |
 //! | [`process`] | another process's memory, and whether it still lives | process_vm_readv(2), pidfd_open(2) |
 //! | [`socket`] | vectored I/O on raw ranges, file descriptors in messages, peer credentials | unix(7), tcp(7) |
+//! | [`words`] | atomic words that one process writes and others read | memfd_create(2), std::sync::atomic |
 //! | [`poll`] | readiness of many sockets, a wake-up word | epoll(7), eventfd(2) |
 //!
 //! # Safety
@@ -25,6 +26,7 @@ pub mod poll;
 pub mod process;
 mod range;
 pub mod socket;
+pub mod words;
 
 pub use error::{OsError, OsResult};
 pub use range::RawRange;

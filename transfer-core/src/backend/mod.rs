@@ -1,6 +1,7 @@
 //! Backends move slices. Over sockets the driver tells a backend what to move and hears when it is done; within the host
 //! those who copy take slices themselves.
 
+mod lease;
 pub(crate) mod shm;
 pub(crate) mod tcp;
 

@@ -2,8 +2,9 @@
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use transfer_proto::id::Incarnation;
@@ -11,9 +12,9 @@ use transfer_proto::proto::data::{DataHello, HELLO_BYTES};
 use transfer_proto::proto::local::{LOCAL_BYTES, LocalMessage};
 use transfer_proto::proto::preamble::{self, Kind, PREAMBLE_BYTES, PreambleError};
 use transfer_proto::proto::time::Time;
-use transfer_sys::process::Process;
-use transfer_sys::{OsResult, socket};
+use transfer_sys::{OsError, socket};
 
+use super::local::EPROTO;
 use super::{Conn, Driver, LISTEN_LOCAL, LISTEN_TCP, LocalConn, probe};
 use crate::error::{Error, Result};
 use crate::peer::LocalWay;
@@ -32,6 +33,8 @@ const DATA_CONNS_MAX: u64 = 64;
 pub(super) struct FreshConn {
     stream: Stream,
     have: Vec<u8>,
+    /// A descriptor that came along, over a Unix socket.
+    file: Option<OwnedFd>,
 }
 
 /// What is known after the bytes that have come.
@@ -151,7 +154,7 @@ impl Driver {
         }
         let ends = self.shared.clock.now() + self.shared.config.connect_timeout;
         self.conn_timers.set(token, ends);
-        self.conns.insert(token, Conn::Fresh(FreshConn { stream, have: Vec::new() }));
+        self.conns.insert(token, Conn::Fresh(FreshConn { stream, have: Vec::new(), file: None }));
     }
 
     pub(super) fn read_fresh(&mut self, token: u64) {
@@ -159,9 +162,12 @@ impl Driver {
             let Some(Conn::Fresh(conn)) = self.conns.get_mut(&token) else { return };
             let mut part = [0; PREAMBLE_BYTES + LOCAL_BYTES];
             let missing = conn.missing();
-            match conn.stream.receive(&mut part[..missing]) {
-                Ok(Some([])) | Err(_) => return self.drop_conn(token),
-                Ok(Some(came)) => conn.have.extend_from_slice(came),
+            match conn.stream.receive_with_file(&mut part[..missing]) {
+                Ok(Some(([], _))) | Err(_) => return self.drop_conn(token),
+                Ok(Some((came, file))) => {
+                    conn.have.extend_from_slice(came);
+                    conn.file = file.or_else(|| conn.file.take());
+                }
                 Ok(None) => return,
             }
             let greeting = conn.greeting();
@@ -172,7 +178,7 @@ impl Driver {
     }
 
     fn introduced(&mut self, token: u64, greeting: Greeting) {
-        let Some(Conn::Fresh(FreshConn { mut stream, .. })) = self.conns.remove(&token) else { return };
+        let Some(Conn::Fresh(FreshConn { mut stream, file, .. })) = self.conns.remove(&token) else { return };
         self.conn_timers.remove(token);
         if let Greeting::Refused(error) = greeting {
             // Our preamble tells the peer which version it met.
@@ -183,7 +189,7 @@ impl Driver {
         match (greeting, stream) {
             (Greeting::Control, stream) => self.met(token, stream),
             (Greeting::Local { token: secret, probe, incarnation }, Stream::Local(stream)) => {
-                if let Err(error) = self.welcome_local(token, stream, (secret, probe, incarnation)) {
+                if let Err(error) = self.welcome_local(token, (stream, file), (secret, probe, incarnation)) {
                     tracing::warn!(%error, peer = %incarnation, "cannot use the local connection");
                 }
             }
@@ -199,20 +205,25 @@ impl Driver {
     fn welcome_local(
         &mut self,
         token: u64,
-        stream: UnixStream,
+        (stream, file): (UnixStream, Option<OwnedFd>),
         (secret, address, incarnation): (u64, u64, Incarnation),
-    ) -> OsResult<()> {
+    ) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
         let Some((peer, entry)) = self.peer_of_secret(secret) else { return Ok(()) };
-        let process = Process::open(socket::peer_credentials(stream.as_fd())?.pid)?;
-        let ptrace = probe(&process, address, incarnation);
+        let Some(file) = file else {
+            return Err(OsError::new("recvmsg", "no ledger came with the greeting", EPROTO).into());
+        };
+        let guest = shared.welcome(&stream, &entry.core.name, incarnation, &file)?;
+        let ptrace = probe(&guest.process, address, incarnation);
         entry.local = Some(token);
-        entry.local_way = Some(LocalWay { process, ptrace });
+        entry.local_way = Some(LocalWay { guest, ptrace });
         let welcome = LocalMessage::Welcome {
             incarnation: self.shared.incarnation,
             probe: self.shared.probe_address(),
         };
         let answer = [&preamble::encode(Kind::Local)[..], &welcome.encode()[..]].concat();
-        super::local::send_plain(&stream, &answer)?;
+        // A fresh socket's buffer takes so few bytes whole.
+        socket::send_with_fd(stream.as_fd(), &answer, shared.ledger.file().as_fd())?;
         self.conns.insert(token, Conn::Local(LocalConn::new(stream, peer)));
         Ok(())
     }

@@ -126,7 +126,7 @@ impl LocalConn {
 }
 
 /// "Protocol error" (errno(3)).
-const EPROTO: i32 = 71;
+pub(super) const EPROTO: i32 = 71;
 
 fn broken(how: &str) -> OsError {
     OsError::new("recvmsg", format!("local connection: {how}"), EPROTO)

@@ -37,7 +37,7 @@ use self::fresh::FreshConn;
 use self::local::LocalConn;
 pub(crate) use self::local::probe;
 use self::peers::{ControlConn, Early, PeerEntry};
-use self::regions::{Closing, Releasing};
+use self::regions::Closing;
 pub(crate) use self::sitter::Seat;
 use self::timers::Timers;
 use self::xfers::{Ended, Xfers};
@@ -79,7 +79,6 @@ pub(crate) struct Driver {
     ready: Vec<Ready>,
     completions: Vec<Completion>,
     closing: Vec<Closing>,
-    releasing: Vec<Releasing>,
     /// When to accept connections again, after there was no descriptor left for one.
     accept_again: Option<Time>,
     /// Peers are not read from until the application takes events.
@@ -127,7 +126,6 @@ impl Driver {
             ready: Vec::new(),
             completions: Vec::new(),
             closing: Vec::new(),
-            releasing: Vec::new(),
             accept_again: None,
             paused: false,
             watched: true,
@@ -312,8 +310,13 @@ impl Driver {
     }
 
     fn next_timeout(&self) -> Option<Time> {
-        let timeouts =
-            [self.xfers.poll_timeout(), self.conn_timers.first(), self.accept_again, self.polled_until];
+        let timeouts = [
+            self.xfers.poll_timeout(),
+            self.conn_timers.first(),
+            self.accept_again,
+            self.polled_until,
+            self.closing_timeout(),
+        ];
         timeouts.into_iter().flatten().min()
     }
 

@@ -180,8 +180,7 @@ impl Driver {
                         entry.core.add_region(info);
                     }
                 }
-                (LinkEvent::RegionDel(id), Some(peer)) => self.release_region(peer, id),
-                (LinkEvent::RegionReleased(id), Some(peer)) => self.region_released(peer, id),
+                (LinkEvent::RegionDel(id), Some(peer)) => self.forget_region(peer, id),
                 (LinkEvent::Synced, Some(peer)) => {
                     let waiting = self.peers.get_mut(&peer).and_then(|entry| entry.syncing.pop_front());
                     if let Some(reply) = waiting {
@@ -412,7 +411,6 @@ impl Driver {
                 self.stop_xfer(id, transfer_proto::proto::xfer::Xfer::peer_lost);
             }
         }
-        self.forget_peer_regions(peer);
         let reason = entry.core.lost_error();
         for reply in entry.waiting {
             let _told = reply.send(Meeting::Failed(reason.clone()));

@@ -1,9 +1,9 @@
 //! Bytes in and out of a connection that does not block.
 
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use transfer_sys::{OsError, OsResult};
+use transfer_sys::{OsError, OsResult, socket};
 
 use crate::shared::Stream;
 
@@ -29,6 +29,19 @@ impl Stream {
             Ok(count) => Ok(Some(&out[..count])),
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
             Err(e) => Err(OsError::from_io("read", "connection", &e)),
+        }
+    }
+
+    /// The same, with a descriptor that came along over a Unix socket.
+    pub(super) fn receive_with_file<'a>(
+        &mut self,
+        out: &'a mut [u8],
+    ) -> OsResult<Option<(&'a [u8], Option<OwnedFd>)>> {
+        let Self::Local(stream) = self else { return Ok(self.receive(out)?.map(|came| (came, None))) };
+        match socket::recv_with_fd(stream.as_fd(), out) {
+            Ok((count, file)) => Ok(Some((&out[..count], file))),
+            Err(error) if error.would_block() => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

@@ -12,6 +12,8 @@ use transfer_sys::memfd::{Memfd, MemfdOptions};
 use transfer_sys::{RawRange, copy};
 
 use super::gate::{Gate, Gated};
+use super::ledger::{Ledger, View as _};
+use super::options::RegionOptions;
 use crate::error::{Error, Result};
 use crate::shared::Shared;
 
@@ -52,6 +54,9 @@ impl Drop for Memory {
 pub(crate) struct RegionCore {
     pub(crate) id: RegionId,
     pub(crate) label: String,
+    pub(crate) access: Access,
+    generations: Generations,
+    ledger: Arc<Ledger>,
     gate: Gate,
     memory: Memory,
 }
@@ -83,37 +88,85 @@ impl RegionCore {
         let kind = if self.file().is_some() { RegionKind::Allocated } else { RegionKind::Foreign };
         let range = self.range();
         let (base, len) = (range.addr().addr() as u64, range.len() as u64);
-        let generations = Generations::new(0, len.max(1), 0);
-        RegionInfo::new(self.id, (base, len), self.label.clone(), kind, Access::ReadWrite, generations)
+        RegionInfo::new(self.id, (base, len), self.label.clone(), kind, self.access, self.generations)
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.ledger.generation()
+    }
+
+    /// Whether who names `generation` may still access these bytes; see [`View::admits`].
+    pub(crate) fn admits(&self, generation: u64, offset: u64, len: u64) -> bool {
+        self.ledger.admits(&self.generations, generation, offset, len)
+    }
+
+    /// Makes older generations void for the blocks of these bytes, and returns the new one.
+    pub(crate) fn raise(&self, offset: u64, len: u64) -> u64 {
+        self.ledger.raise(&self.generations, offset, len)
+    }
+
+    /// The same for all of it: the region is closed.
+    pub(crate) fn raise_all(&self) {
+        self.raise(0, (self.range().len() as u64).max(1));
+    }
+}
+
+impl Drop for RegionCore {
+    fn drop(&mut self) {
+        self.ledger.unregister(&self.generations, self.range().len() as u64);
     }
 }
 
 /// Memory from a new shared file.
-pub(crate) fn alloc(len: usize, label: &str) -> Result<impl FnOnce(RegionId) -> RegionCore> {
-    let memfd = Memfd::create(&MemfdOptions::new(label, len))?;
+///
+/// # Errors
+/// [`Error::Os`], [`Error::TooLarge`]; so for the others.
+pub(crate) fn alloc(len: usize, options: &RegionOptions, ledger: &Arc<Ledger>) -> Result<Unnamed> {
+    let may_write = options.access == Access::ReadWrite;
+    let memfd = Memfd::create(&MemfdOptions::new(&options.label, len).peers_may_write(may_write))?;
     memfd.populate()?;
-    Ok(named(Memory::Allocated { memfd }, label))
+    Unnamed::new(Memory::Allocated { memfd }, options, ledger)
 }
 
 /// Memory that comes with the call.
-pub(crate) fn adopt(bytes: Vec<u8>, label: &str) -> impl FnOnce(RegionId) -> RegionCore + use<> {
+pub(crate) fn adopt(bytes: Vec<u8>, options: &RegionOptions, ledger: &Arc<Ledger>) -> Result<Unnamed> {
     let len = bytes.len();
     let raw = Box::into_raw(bytes.into_boxed_slice());
-    named(Memory::Owned { buffer: RawRange::new(raw.cast(), len) }, label)
+    Unnamed::new(Memory::Owned { buffer: RawRange::new(raw.cast(), len) }, options, ledger)
 }
 
 /// Memory of the application.
 pub(crate) fn borrow(
     addr: NonNull<u8>,
     len: usize,
-    label: &str,
-) -> impl FnOnce(RegionId) -> RegionCore + use<> {
-    named(Memory::Borrowed { range: RawRange::from_nonnull(addr, len) }, label)
+    options: &RegionOptions,
+    ledger: &Arc<Ledger>,
+) -> Result<Unnamed> {
+    Unnamed::new(Memory::Borrowed { range: RawRange::from_nonnull(addr, len) }, options, ledger)
 }
 
-fn named(memory: Memory, label: &str) -> impl FnOnce(RegionId) -> RegionCore + use<> {
-    let label = label.to_owned();
-    move |id| RegionCore { id, label, gate: Gate::default(), memory }
+/// A region that the table has yet to name.
+pub(crate) struct Unnamed {
+    label: String,
+    access: Access,
+    generations: Generations,
+    ledger: Arc<Ledger>,
+    memory: Memory,
+}
+
+impl Unnamed {
+    fn new(memory: Memory, options: &RegionOptions, ledger: &Arc<Ledger>) -> Result<Self> {
+        let (label, access) = (options.label.clone(), options.access);
+        let len = memory.range().len() as u64;
+        let generations = ledger.register(len, options.block_bytes_of(len))?;
+        Ok(Self { label, access, generations, ledger: Arc::clone(ledger), memory })
+    }
+
+    /// The region, under its name.
+    pub(crate) fn named(self, id: RegionId) -> RegionCore {
+        let Self { label, access, generations, ledger, memory } = self;
+        RegionCore { id, label, access, generations, ledger, gate: Gate::default(), memory }
+    }
 }
 
 /// Registered memory of an agent.
@@ -196,13 +249,39 @@ impl Region {
         self.handle.core.range().addr()
     }
 
-    /// Deregisters the region and returns when no transfer and no peer touches it any more. From the call on, new
-    /// transfers that name it fail, here with [`Error::RegionClosed`], at peers with
+    /// The generation that names what stands in the region now. A peer that is to access it is told this number
+    /// along with the place, and names it by [`crate::Desc::at_generation`]; once one of the blocks is revoked, its
+    /// accesses to that block fail. One counter serves all regions of an agent, so the number says nothing by itself.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.handle.core.generation()
+    }
+
+    /// Takes the blocks that `len` bytes at `offset` touch back from everybody who was told an earlier generation: call it
+    /// before their memory is used for something else. When it has returned `Ok`, no earlier peer writes there any
+    /// more, and a peer that is still reading will see [`Error::Stale`] instead of what is written next, on every
+    /// path. Returns the new generation.
+    ///
+    /// Cost: a store for each block, a look at 63 words of memory for each peer of this host; waits only for writers
+    /// that are in the middle of a slice (well under a millisecond), and never for a peer's answer.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`]. [`Error::RegionBusy`] where a writer does not leave within `peer_timeout`, because its
+    /// process is stopped in mid-copy: the generation is void, but that one may still write; try again.
+    /// [`Error::AgentClosed`].
+    pub fn revoke(&self, offset: usize, len: usize) -> Result<u64> {
+        self.sub(offset, len)?;
+        let agent = self.handle.agent.upgrade().ok_or(Error::AgentClosed)?;
+        agent.revoke(&self.handle.core, offset as u64, len as u64)
+    }
+
+    /// Deregisters the region and returns when no transfer and no peer touches it any more. From the call on,
+    /// transfers that name it fail, here with [`Error::RegionClosed`], at peers with [`Error::Stale`],
     /// [`Error::BadList`] or [`Error::TransferFailed`].
     ///
     /// # Errors
-    /// [`Error::RegionBusy`] when that takes longer than `peer_timeout`. A peer that does not answer may still
-    /// touch the memory.
+    /// [`Error::RegionBusy`] when that takes longer than `peer_timeout`: a transfer of this agent has not ended, or a
+    /// peer was stopped in mid-copy. Then the memory must be taken to be touched still.
     pub fn close(&self) -> Result<()> {
         match self.handle.agent.upgrade() {
             Some(agent) => agent.close_region(&self.handle.core),

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use transfer_proto::proto::metadata::RegionInfo;
+use transfer_proto::proto::metadata::{Access, RegionInfo};
 use transfer_sys::memfd::Mapping;
 
 use super::gate::{Gate, Gated};
@@ -28,10 +28,6 @@ impl RemoteRegion {
         Self { info, gate: Gate::default(), mapping: Mutex::new(None) }
     }
 
-    pub(crate) fn gate(&self) -> &Gate {
-        &self.gate
-    }
-
     /// The mapping, if it was made.
     pub(crate) fn mapping(&self) -> Option<Arc<Mapping>> {
         self.mapping.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -46,7 +42,11 @@ impl RemoteRegion {
         })?;
         // Its owner has given it its memory. Our page table fills as it is touched, sixteen pages at a time for
         // reads: filling it here would make the first transfer wait for all of a cache of many gigabytes.
-        let mapping = Arc::new(Mapping::of(file, len)?);
+        let mapping = match self.info.access {
+            Access::ReadWrite => Mapping::of(file, len)?,
+            _ => Mapping::read_only(file, len)?,
+        };
+        let mapping = Arc::new(mapping);
         let mut slot = self.mapping.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Arc::clone(slot.get_or_insert(mapping)))
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use transfer_proto::id::RegionId;
 use transfer_proto::proto::metadata::{REGIONS_MAX, RegionInfo};
 
-use super::RegionCore;
+use super::{RegionCore, Unnamed};
 use crate::error::{Error, Result};
 
 /// Slots with generations, so that the name of a region that was closed never names a later one.
@@ -25,7 +25,7 @@ impl RegionTable {
     ///
     /// # Errors
     /// [`Error::TooLarge`] with as many regions as an agent may have.
-    pub(crate) fn insert(&self, make: impl FnOnce(RegionId) -> RegionCore) -> Result<Arc<RegionCore>> {
+    pub(crate) fn insert(&self, region: Unnamed) -> Result<Arc<RegionCore>> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         let free = slots.iter().position(|slot| slot.core.is_none());
         let at = free.unwrap_or(slots.len());
@@ -37,7 +37,8 @@ impl RegionTable {
             slots.push(Slot::default());
         }
         let slot = &mut slots[at];
-        let core = Arc::new(make(RegionId::new(u32::try_from(at).unwrap_or(u32::MAX), slot.generation)));
+        let id = RegionId::new(u32::try_from(at).unwrap_or(u32::MAX), slot.generation);
+        let core = Arc::new(region.named(id));
         slot.core = Some(Arc::clone(&core));
         Ok(core)
     }
@@ -61,6 +62,12 @@ impl RegionTable {
         true
     }
 
+    /// Makes every generation void.
+    pub(crate) fn raise_all(&self) {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        slots.iter().filter_map(|slot| slot.core.as_ref()).for_each(|core| core.raise_all());
+    }
+
     /// All regions, as peers are told of them.
     pub(crate) fn infos(&self) -> Vec<RegionInfo> {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
@@ -70,16 +77,18 @@ impl RegionTable {
 
 #[cfg(test)]
 mod tests {
-    use super::super::adopt;
+    use super::super::{Ledger, RegionOptions, adopt};
     use super::*;
 
     #[test]
     fn a_name_never_comes_to_mean_another_region() {
         let table = RegionTable::default();
-        let first = table.insert(adopt(vec![1], "a")).unwrap().id;
+        let ledger = Arc::new(Ledger::create("test").unwrap());
+        let named = |byte, label| adopt(vec![byte], &RegionOptions::new(label), &ledger).unwrap();
+        let first = table.insert(named(1, "a")).unwrap().id;
         assert!(table.remove(first));
         assert!(!table.remove(first));
-        let second = table.insert(adopt(vec![2], "b")).unwrap().id;
+        let second = table.insert(named(2, "b")).unwrap().id;
         assert_eq!(first.slot(), second.slot());
         assert!(table.find(first).is_none());
         assert_eq!(table.find(second).unwrap().label, "b");

@@ -69,16 +69,29 @@ impl Mapping {
     /// # Errors
     /// [`OsError`] of madvise, such as ENOMEM.
     pub fn populate(&self) -> OsResult<()> {
-        if self.len == 0 {
+        self.populate_part(0, self.len)
+    }
+
+    /// The same for the pages that hold some of the bytes.
+    ///
+    /// # Errors
+    /// As [`Mapping::populate`]; EFAULT for bytes that the mapping does not have.
+    pub fn populate_part(&self, offset: usize, len: usize) -> OsResult<()> {
+        if len == 0 {
             return Ok(());
         }
+        let outside = || OsError::new("madvise", format!("{len} bytes at {offset}"), libc::EFAULT);
+        self.range().sub(offset, len).ok_or_else(outside)?;
+        // madvise(2) wants the address of a page; it takes in the whole of the last one by itself.
+        let start = offset - offset % page_size();
+        let (addr, len) = (self.addr.as_ptr().wrapping_add(start), len + (offset - start));
         let advice = if self.writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
         // SAFETY: the range is this mapping; the call changes no byte of it.
-        let rc = unsafe { libc::madvise(self.addr.as_ptr().cast(), self.len, advice) };
+        let rc = unsafe { libc::madvise(addr.cast(), len, advice) };
         if rc == 0 {
             return Ok(());
         }
-        let error = OsError::last("madvise", format!("MADV_POPULATE of {} bytes", self.len));
+        let error = OsError::last("madvise", format!("MADV_POPULATE of {len} bytes"));
         if error.errno == libc::EINVAL { Ok(()) } else { Err(error) }
     }
 
@@ -101,6 +114,12 @@ impl Drop for Mapping {
         let rc = unsafe { libc::munmap(self.addr.as_ptr().cast(), self.len.max(1)) };
         debug_assert_eq!(rc, 0, "munmap of an own mapping");
     }
+}
+
+fn page_size() -> usize {
+    // SAFETY: plain call.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).unwrap_or(4096)
 }
 
 /// Whether a file from elsewhere holds `len` bytes and always will.

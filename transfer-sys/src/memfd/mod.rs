@@ -93,6 +93,14 @@ impl Memfd {
         self.mapping.populate()
     }
 
+    /// Gives some of the pages their memory now; see [`Mapping::populate_part`].
+    ///
+    /// # Errors
+    /// [`OsError`] of madvise, such as ENOMEM.
+    pub fn populate_part(&self, offset: usize, len: usize) -> OsResult<()> {
+        self.mapping.populate_part(offset, len)
+    }
+
     /// The bytes. Valid while `self` lives.
     #[must_use]
     pub fn range(&self) -> RawRange {

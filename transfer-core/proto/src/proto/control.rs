@@ -56,10 +56,8 @@ pub enum Frame {
     Notif(Vec<u8>),
     /// A region was registered.
     RegionAdd(RegionInfo),
-    /// A region goes; do not touch it any more, and say so.
+    /// A region goes; its generations are void already.
     RegionDel(RegionId),
-    /// It will not be touched any more.
-    RegionReleased(RegionId),
     /// I live.
     Ping,
     /// Answer when you have taken in what came before.
@@ -82,7 +80,6 @@ const READY: u8 = 2;
 const NOTIF: u8 = 3;
 const REGION_ADD: u8 = 4;
 const REGION_DEL: u8 = 5;
-const REGION_RELEASED: u8 = 6;
 const PING: u8 = 7;
 const BYE: u8 = 8;
 const SYNC: u8 = 9;
@@ -110,7 +107,6 @@ impl Frame {
                 info.encode(out);
             }
             Self::RegionDel(id) => put_id(out, REGION_DEL, id.to_u64()),
-            Self::RegionReleased(id) => put_id(out, REGION_RELEASED, id.to_u64()),
             Self::RailClosed(id) => put_id(out, RAIL_CLOSED, id.to_u64()),
             Self::Ping => out.push(PING),
             Self::Sync => out.push(SYNC),
@@ -136,7 +132,6 @@ impl Frame {
             NOTIF => Self::Notif(r.blob("notification", NOTIF_MAX)?.to_vec()),
             REGION_ADD => Self::RegionAdd(RegionInfo::decode(r)?),
             REGION_DEL => Self::RegionDel(RegionId::from_u64(r.u64("region")?)),
-            REGION_RELEASED => Self::RegionReleased(RegionId::from_u64(r.u64("region")?)),
             PING => Self::Ping,
             SYNC => Self::Sync,
             SYNCED => Self::Synced,
@@ -168,7 +163,6 @@ impl Frame {
             Self::Notif(_) => "Notif",
             Self::RegionAdd(_) => "RegionAdd",
             Self::RegionDel(_) => "RegionDel",
-            Self::RegionReleased(_) => "RegionReleased",
             Self::Ping => "Ping",
             Self::Sync => "Sync",
             Self::Synced => "Synced",
@@ -245,7 +239,6 @@ mod tests {
             Frame::Notif(vec![]),
             Frame::Notif(vec![5; NOTIF_MAX]),
             Frame::RegionDel(RegionId::new(1, 2)),
-            Frame::RegionReleased(RegionId::new(1, 2)),
             Frame::Ping,
             Frame::Sync,
             Frame::Synced,

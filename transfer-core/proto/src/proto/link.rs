@@ -110,10 +110,8 @@ pub enum LinkEvent {
     Notif(Vec<u8>),
     /// The peer registered a region.
     RegionAdd(RegionInfo),
-    /// The peer wants a region left alone; answer with [`Link::release_region`] once it is.
+    /// The peer has deregistered a region.
     RegionDel(RegionId),
-    /// The peer left one of our regions alone.
-    RegionReleased(RegionId),
     /// The peer has closed its end of a rail.
     RailClosed(RailId),
     /// The peer has taken in what was sent before [`Link::sync`], and we what it had sent by then.
@@ -276,9 +274,6 @@ impl Link {
             (State::Opening | State::Up, Frame::RegionDel(id)) => {
                 self.events.push_back(LinkEvent::RegionDel(id));
             }
-            (State::Opening | State::Up, Frame::RegionReleased(id)) => {
-                self.events.push_back(LinkEvent::RegionReleased(id));
-            }
             (State::Opening | State::Up, Frame::RailClosed(id)) => {
                 self.events.push_back(LinkEvent::RailClosed(id));
             }
@@ -340,14 +335,9 @@ impl Link {
         self.send_if_known(&Frame::RegionAdd(info));
     }
 
-    /// Asks the peer to leave a region alone. Returns whether an answer is to be waited for.
-    pub fn delete_region(&mut self, id: RegionId) -> bool {
-        self.send_if_known(&Frame::RegionDel(id))
-    }
-
-    /// Answers that a region is left alone.
-    pub fn release_region(&mut self, id: RegionId) {
-        self.send_if_known(&Frame::RegionReleased(id));
+    /// Tells that a region was deregistered.
+    pub fn delete_region(&mut self, id: RegionId) {
+        self.send_if_known(&Frame::RegionDel(id));
     }
 
     /// Tells the peer that a rail is closed at this end.
@@ -600,18 +590,19 @@ mod tests {
     fn regions_come_and_go() {
         let mut pair = Pair::up(1000);
         let id = RegionId::new(1, 1);
-        assert!(pair.a.delete_region(id));
-        pair.carry(1000, at(3));
-        assert_eq!(pair.b.poll_event(), Some(LinkEvent::RegionDel(id)));
-        pair.b.release_region(id);
+        pair.a.delete_region(id);
         pair.b.rail_closed(RailId::new(2, 3));
         assert!(pair.a.sync());
         pair.carry(1000, at(3));
-        assert_eq!(pair.a.poll_event(), Some(LinkEvent::RegionReleased(id)));
+        assert_eq!(pair.b.poll_event(), Some(LinkEvent::RegionDel(id)));
         assert_eq!(pair.a.poll_event(), Some(LinkEvent::RailClosed(RailId::new(2, 3))));
         assert_eq!(pair.a.poll_event(), Some(LinkEvent::Synced));
+        pair.a.add_region(crate::proto::metadata::tests::region(id));
+        pair.carry(1000, at(3));
+        assert!(matches!(pair.b.poll_event(), Some(LinkEvent::RegionAdd(info)) if info.id == id));
         pair.b.disconnected();
-        assert!(!pair.b.delete_region(id));
+        pair.b.delete_region(id);
+        assert!(!pair.b.sync());
     }
 
     proptest! {

@@ -7,6 +7,7 @@ use transfer_sys::RawRange;
 use transfer_sys::copy::{self, Stores};
 use transfer_sys::process::RANGES_MAX;
 
+use crate::backend::lease::guarded;
 use crate::xfer::{Op, XferCore};
 
 /// What the kernel says of memory that is not there (errno(3)).
@@ -62,23 +63,25 @@ pub(super) fn move_all(core: &XferCore, stores: Stores, batch: &mut Batch) -> Re
 
 /// Copies some pieces of a transfer, whose memory the caller has the right to touch.
 pub(super) fn move_batch(core: &XferCore, stores: Stores, batch: &mut Batch) -> Result<(), SliceError> {
-    match core.remote.path() {
-        Path::ProcessMemory => {
-            batch.bind(core, |piece| core.remote.core.foreign(piece))?;
-            move_by_kernel(core, batch)
+    let kernel = core.remote.path() == Path::ProcessMemory;
+    batch.bind(core, |piece| match kernel {
+        true => core.remote.core.foreign(piece),
+        false => core.remote.core.mapped(piece),
+    })?;
+    let Batch { pieces, local, remote } = batch;
+    guarded(core, pieces, || {
+        if kernel {
+            return move_by_kernel(core, local, remote);
         }
-        _ => {
-            batch.bind(core, |piece| core.remote.core.mapped(piece))?;
-            let (dst, src) = match core.op {
-                Op::Read => (&batch.local, &batch.remote),
-                Op::Write => (&batch.remote, &batch.local),
-            };
-            // SAFETY: I1 and I2. The transfer holds a pass for both regions, so neither is unmapped; the ranges were
-            // checked against them.
-            unsafe { copy::copy_ranges(dst, src, stores) };
-            Ok(())
-        }
-    }
+        let (dst, src) = match core.op {
+            Op::Read => (local, remote),
+            Op::Write => (remote, local),
+        };
+        // SAFETY: I1 and I2. The transfer holds a pass for both regions, so neither is unmapped; the ranges were
+        // checked against them.
+        unsafe { copy::copy_ranges(dst, src, stores) };
+        Ok(())
+    })
 }
 
 /// The kernel's refusal at a piece of the batch.
@@ -86,18 +89,20 @@ fn refused(at: usize, errno: i32) -> SliceError {
     SliceError::Os { errno, span: u32::try_from(at).unwrap_or(u32::MAX) }
 }
 
-fn move_by_kernel(core: &XferCore, batch: &mut Batch) -> Result<(), SliceError> {
-    let ways = core.remote.core.peer.ways.get();
+fn move_by_kernel(
+    core: &XferCore,
+    local: &mut [RawRange],
+    remote: &mut [RawRange],
+) -> Result<(), SliceError> {
     // A list takes this path only where the peer's process is known.
-    let way = ways.and_then(|ways| ways.local.as_ref().ok()).ok_or_else(|| refused(0, EFAULT))?;
-    let Batch { local, remote, .. } = batch;
+    let guest = core.remote.core.peer.guest().ok_or_else(|| refused(0, EFAULT))?;
     let mut at = 0;
     while at < local.len() {
         let moved = match core.op {
             // SAFETY: I1. The transfer holds a pass for the local region; the kernel checks the remote ranges.
-            Op::Read => unsafe { way.process.read(&local[at..], &remote[at..]) },
+            Op::Read => unsafe { guest.process.read(&local[at..], &remote[at..]) },
             // SAFETY: I1, as above.
-            Op::Write => unsafe { way.process.write(&local[at..], &remote[at..]) },
+            Op::Write => unsafe { guest.process.write(&local[at..], &remote[at..]) },
         };
         // It moves what it can and says how much; whatever is wrong at the next byte it says when asked again.
         let moved = match moved {

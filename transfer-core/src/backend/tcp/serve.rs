@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use transfer_proto::desc::{Desc, DescList};
 use transfer_proto::proto::data::Status;
+use transfer_proto::proto::metadata::Access;
 use transfer_proto::proto::serve::{self, Refusal};
 use transfer_sys::RawRange;
 
 use crate::mem::{Pass, RegionCore, RegionTable};
 
 /// Ranges of our regions, and the right to keep them in place.
+#[derive(Debug)]
 pub(super) struct Served {
     pub(super) ranges: Vec<RawRange>,
     pub(super) bytes: u64,
@@ -28,6 +30,9 @@ pub(super) fn resolve(
     let region_of = |id| found.binary_search_by_key(&id, |region| region.id).ok().map(|at| &found[at]);
     // Regions that are gone by now are missed here.
     let bytes = serve::check(list, wanted, |id| region_of(id).map(|region| region.range().len() as u64))?;
+    if wanted.is_some() && found.iter().any(|region| region.access != Access::ReadWrite) {
+        return Err(Refusal::new(Status::ReadOnly, 0));
+    }
     for index in 0..list.count() {
         let refusal = || Refusal::new(Status::BadSpan, u32::try_from(index).unwrap_or(u32::MAX));
         let span = list.span(index).ok_or_else(refusal)?;
@@ -35,6 +40,9 @@ pub(super) fn resolve(
         let (offset, len) = (usize::try_from(span.offset), usize::try_from(span.len));
         let (Ok(offset), Ok(len)) = (offset, len) else { return Err(refusal()) };
         if len > 0 {
+            if !region.admits(list.descs()[span.desc as usize].generation(), span.offset, span.len) {
+                return Err(Refusal::new(Status::Stale, refusal().span));
+            }
             ranges.push(region.range().sub(offset, len).ok_or_else(refusal)?);
         }
     }
@@ -56,12 +64,13 @@ mod tests {
     use transfer_proto::id::RegionId;
 
     use super::*;
-    use crate::mem::{adopt, alloc};
+    use crate::mem::{Ledger, RegionOptions, adopt, alloc};
 
     #[test]
     fn a_peer_gets_what_lies_in_a_region_and_nothing_else() {
-        let table = RegionTable::default();
-        let region = table.insert(adopt(vec![0; 100], "r")).unwrap();
+        let (table, ledger) = (RegionTable::default(), Arc::new(Ledger::create("test").unwrap()));
+        let options = RegionOptions::new("r").block_bytes(10);
+        let region = table.insert(adopt(vec![0; 100], &options, &ledger).unwrap()).unwrap();
         let id = region.id;
         let status = |desc: Desc, wanted| {
             let served = resolve(&DescList::from(desc), &table, wanted, Vec::new());
@@ -73,18 +82,31 @@ mod tests {
         assert_eq!(status(Desc::contiguous(id, u64::MAX, 2), None), Err(Status::BadSpan));
         assert_eq!(status(Desc::contiguous(id, 0, 10), Some(11)), Err(Status::BadLength));
         assert_eq!(status(Desc::strided(id, 0, 100, 0, 4097), None), Err(Status::BadSpan));
-        let huge = table.insert(alloc(1 << 20, "huge").unwrap()).unwrap();
+        let huge = table.insert(alloc(1 << 20, &options, &ledger).unwrap()).unwrap();
         assert_eq!(status(Desc::strided(huge.id, 0, 1 << 20, 0, 65), None), Err(Status::BadLength));
         let other = RegionId::new(id.slot(), id.generation() + 1);
         assert_eq!(status(Desc::contiguous(other, 0, 1), None), Err(Status::BadSpan));
+        let sealed = options.access(Access::ReadOnly);
+        let sealed = table.insert(alloc(100, &sealed, &ledger).unwrap()).unwrap().id;
+        assert_eq!(status(Desc::contiguous(sealed, 0, 1), Some(1)), Err(Status::ReadOnly));
+        assert_eq!(status(Desc::contiguous(sealed, 0, 1), None), Ok(1));
+        let granted = region.generation();
+        region.raise(20, 1);
+        let strided = Desc::strided(id, 0, 1, 10, 5).at_generation(granted);
+        assert_eq!(
+            resolve(&strided.into(), &table, None, Vec::new()).unwrap_err(),
+            Refusal::new(Status::Stale, 2)
+        );
+        assert_eq!(status(Desc::contiguous(id, 30, 70).at_generation(granted), None), Ok(70));
         region.gate().close();
         assert_eq!(status(Desc::contiguous(id, 0, 1), None), Err(Status::BadSpan));
     }
 
     #[test]
     fn many_regions_are_told_apart() {
-        let table = RegionTable::default();
-        let all: Vec<_> = (0..40_u8).map(|i| table.insert(adopt(vec![i; 8], "r")).unwrap()).collect();
+        let (table, ledger) = (RegionTable::default(), Arc::new(Ledger::create("test").unwrap()));
+        let region = |i| adopt(vec![i; 8], &RegionOptions::new("r"), &ledger).unwrap();
+        let all: Vec<_> = (0..40_u8).map(|i| table.insert(region(i)).unwrap()).collect();
         let spans = all.iter().rev().chain(&all).map(|region| Desc::contiguous(region.id, 2, 4));
         let served = resolve(&spans.collect(), &table, None, Vec::new()).unwrap();
         let starts: Vec<_> = served.ranges.iter().map(|range| range.addr()).collect();
