@@ -40,6 +40,8 @@
 
 mod entry;
 mod error;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod file;
 mod memory;
 mod watch;
@@ -49,6 +51,8 @@ use std::time::Duration;
 
 pub use entry::Entry;
 pub use error::{Corrupt, CorruptCause, DirectoryError};
+#[cfg(feature = "etcd")]
+pub use etcd::{EtcdConfig, EtcdDirectory};
 pub use file::FileDirectory;
 pub use memory::MemoryDirectory;
 use transfer_proto::id::Incarnation;

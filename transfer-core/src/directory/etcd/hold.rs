@@ -1,0 +1,243 @@
+//! An agent's own key: its lease, its renewal, and transactions that leave a successor's key alone.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use super::super::entry::Entry;
+use super::super::{DirectoryError, Hold, Result};
+use super::check_size;
+use super::client::{Client, Refusal};
+use super::engine::Engine;
+use super::keys::Keys;
+use super::wire::{Done, Lease, Pair, Streamed, Txn, encode};
+
+/// Renewals in a time to live, so that two may be missed.
+const RENEWALS_PER_TTL: u32 = 3;
+/// How often a write is tried again because somebody else changed the key meanwhile.
+const CONFLICTS_MAX: usize = 8;
+
+/// A key and the lease that it hangs on.
+#[derive(Debug)]
+pub(super) struct Own {
+    client: Arc<Client>,
+    keys: Keys,
+    entry: Entry,
+    lease: u64,
+}
+
+/// What has to hold for a write.
+#[derive(Clone, Copy)]
+enum If {
+    /// The key was changed last at that revision; 0: it is not there.
+    At(u64),
+    /// It hangs on our lease.
+    Ours,
+}
+
+impl Own {
+    /// Takes the name from whoever has it at the beginning of the call. Another life that takes it during the call is
+    /// later, and keeps it.
+    pub(super) async fn publish(client: Arc<Client>, keys: Keys, entry: Entry) -> Result<Self> {
+        let mut own = Self { client, keys, entry, lease: 0 };
+        own.grant().await?;
+        let taken = own.take().await;
+        if taken.is_err() {
+            // The first error counts; what is left of the lease ends by itself.
+            let _revoked = own.revoke().await;
+        }
+        taken.map(|()| own)
+    }
+
+    async fn take(&mut self) -> Result<()> {
+        let mut now = self.keys.get(&self.client, &self.entry.name).await?;
+        let first = now.as_ref().and_then(|pair| self.life(pair));
+        for _ in 0..CONFLICTS_MAX {
+            let revision = now.as_ref().map_or(0, |pair| pair.mod_revision);
+            match self.put(If::At(revision), &self.entry).await? {
+                None => return Ok(()),
+                Some(found) => now = found,
+            }
+            let life = now.as_ref().and_then(|pair| self.life(pair));
+            match life {
+                // Sent twice, because the first answer was lost.
+                _ if now.as_ref().is_some_and(|pair| pair.lease == self.lease) => return Ok(()),
+                Some(by) if life != first && by != self.entry.incarnation => return Err(self.superseded(by)),
+                _ => {}
+            }
+        }
+        Err(self.contended())
+    }
+
+    fn life(&self, pair: &Pair) -> Option<transfer_proto::id::Incarnation> {
+        self.keys.entry(pair).ok().map(|entry| entry.incarnation)
+    }
+
+    fn superseded(&self, by: transfer_proto::id::Incarnation) -> DirectoryError {
+        DirectoryError::Superseded { name: self.entry.name.clone(), by }
+    }
+
+    fn contended(&self) -> DirectoryError {
+        let cause = format!("{:?} changes faster than it can be written", self.keys.key(&self.entry.name));
+        DirectoryError::Unreachable { place: self.client.place(), cause }
+    }
+
+    async fn grant(&mut self) -> Result<()> {
+        let seconds = self.entry.ttl.as_millis().div_ceil(1000);
+        let lease: Lease = self.client.post("lease/grant", &json!({ "TTL": seconds.to_string() })).await?;
+        self.lease = lease.id;
+        Ok(())
+    }
+
+    /// Writes `entry` under our lease. Where the condition does not hold: what stands there instead.
+    async fn put(&self, condition: If, entry: &Entry) -> Result<Option<Option<Pair>>, Refusal> {
+        let key = encode(self.keys.key(&entry.name));
+        let lease = self.lease.to_string();
+        let compare: Value = match condition {
+            If::At(revision) => json!({ "key": key, "target": "MOD", "result": "EQUAL",
+                "mod_revision": revision.to_string() }),
+            If::Ours => json!({ "key": key, "target": "LEASE", "result": "EQUAL", "lease": lease }),
+        };
+        let put = json!({ "request_put": { "key": key, "value": encode(entry.encode()), "lease": lease } });
+        let range = json!({ "request_range": { "key": key } });
+        let txn = json!({ "compare": [compare], "success": [put], "failure": [range] });
+        let answer: Txn = self.client.post("kv/txn", &txn).await?;
+        if answer.succeeded {
+            return Ok(None);
+        }
+        let found = answer.responses.into_iter().find_map(|response| response.response_range);
+        Ok(Some(found.and_then(|range| range.kvs.into_iter().next())))
+    }
+
+    /// Keeps the lease alive, and the key on it.
+    async fn renew(&mut self) -> Result<()> {
+        let alive: Streamed<Lease> =
+            self.client.post("lease/keepalive", &json!({ "ID": self.lease.to_string() })).await?;
+        match alive {
+            Streamed { error: Some(failure), .. } if !failure.no_lease() => {
+                return Err(failure.sort(&self.client.place()));
+            }
+            Streamed { result: Some(Lease { ttl: 1.., .. }), .. } => {
+                if self.keys.lease_of(&self.client, &self.entry.name).await? == Some(self.lease) {
+                    return Ok(());
+                }
+            }
+            // etcd forgot it, because it or this process was away for too long.
+            _ => self.grant().await?,
+        }
+        let entry = self.entry.clone();
+        self.write(&entry).await
+    }
+
+    /// Writes `entry` where the name is ours, or nobody's, or holds something that cannot be used.
+    async fn write(&mut self, entry: &Entry) -> Result<()> {
+        let mut condition = If::Ours;
+        for _ in 0..CONFLICTS_MAX {
+            let found = match self.put(condition, entry).await {
+                Err(Refusal::Failed(failure, _)) if failure.no_lease() => {
+                    self.grant().await?;
+                    continue;
+                }
+                Err(refusal) => return Err(refusal.into()),
+                Ok(None) => return Ok(()),
+                Ok(Some(found)) => found,
+            };
+            condition = match &found {
+                None => If::At(0),
+                Some(pair) if pair.lease == self.lease => If::Ours,
+                Some(pair) => match self.life(pair) {
+                    Some(by) => return Err(self.superseded(by)),
+                    None => If::At(pair.mod_revision),
+                },
+            };
+        }
+        Err(self.contended())
+    }
+
+    /// Ends the lease, and with it the key, if that still hangs on it.
+    async fn revoke(&self) -> Result<()> {
+        match self.client.post::<Done>("lease/revoke", &json!({ "ID": self.lease.to_string() })).await {
+            Err(Refusal::Failed(failure, _)) if failure.no_lease() => Ok(()),
+            Err(refusal) => Err(refusal.into()),
+            Ok(_) => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct EtcdHold {
+    engine: Arc<Engine>,
+    shared: Arc<Shared>,
+    renewing: JoinHandle<()>,
+    blob_bytes_max: usize,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Held over requests, so that renewals and updates come one after the other.
+    own: tokio::sync::Mutex<Own>,
+    /// What happened at the last renewal. Superseded is for good.
+    last: Mutex<Result<()>>,
+}
+
+impl Shared {
+    fn last(&self) -> MutexGuard<'_, Result<()>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn keep_alive(&self, every: Duration) {
+        while !matches!(*self.last(), Err(DirectoryError::Superseded { .. })) {
+            tokio::time::sleep(every).await;
+            let mut own = self.own.lock().await;
+            let result = own.renew().await;
+            let mut last = self.last();
+            if let Err(error) = &result
+                && result != *last
+            {
+                tracing::warn!(name = own.entry.name, %error, "a directory entry was not renewed");
+            }
+            *last = result;
+        }
+    }
+}
+
+impl EtcdHold {
+    pub(super) fn start(engine: Arc<Engine>, own: Own, blob_bytes_max: usize) -> Self {
+        let every = own.entry.ttl / RENEWALS_PER_TTL;
+        let shared = Arc::new(Shared { own: tokio::sync::Mutex::new(own), last: Mutex::new(Ok(())) });
+        let renewed = Arc::clone(&shared);
+        let renewing = engine.spawn(async move { renewed.keep_alive(every).await });
+        Self { engine, shared, renewing, blob_bytes_max }
+    }
+}
+
+impl Hold for EtcdHold {
+    fn check(&self) -> Result<()> {
+        self.shared.last().clone()
+    }
+
+    fn update(&self, entry: Entry) -> Result<()> {
+        check_size(&entry.blob, self.blob_bytes_max)?;
+        let shared = Arc::clone(&self.shared);
+        self.engine.call(async move {
+            let mut own = shared.own.lock().await;
+            if let over @ Err(DirectoryError::Superseded { .. }) = shared.last().clone() {
+                return over;
+            }
+            own.write(&entry).await?;
+            own.entry = entry;
+            Ok(())
+        })
+    }
+
+    fn end(&self, remove: bool) -> Result<()> {
+        self.renewing.abort();
+        if !remove {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.shared);
+        self.engine.call(async move { shared.own.lock().await.revoke().await })
+    }
+}
