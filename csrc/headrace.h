@@ -95,6 +95,8 @@ typedef enum {
     HR_NO_PATH = -203,
     // The peer has no region of that label.
     HR_NOT_FOUND = -204,
+    // A directory could not help; hr_error_retryable() says whether trying again can.
+    HR_DIRECTORY = -205,
     // Nobody answers there.
     HR_UNREACHABLE = -301,
     // The peer died, restarted, froze or left.
@@ -229,6 +231,10 @@ typedef struct {
     uint64_t connect_timeout_ns;
     // A peer that says nothing for so many nanoseconds is lost.
     uint64_t peer_timeout_ns;
+    // For so many nanoseconds after data has moved, whoever drives the agent looks again and again instead of sleeping,
+    // and hr_xfer_poll() drives it too. It saves the wake-up of a thread for each message, some microseconds, at the
+    // price of a core. Default 0: nobody ever spins. At most a second.
+    uint64_t busy_poll_ns;
 } hr_config_t;
 
 // A rule for spans of one region. Make it with hr_desc_contiguous(), hr_desc_strided() or hr_desc_paged().

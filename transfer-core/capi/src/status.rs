@@ -43,6 +43,8 @@ pub enum hr_status_t {
     HR_NO_PATH = -203,
     /// The peer has no region of that label.
     HR_NOT_FOUND = -204,
+    /// A directory could not help; hr_error_retryable() says whether trying again can.
+    HR_DIRECTORY = -205,
 
     /// Nobody answers there.
     HR_UNREACHABLE = -301,
@@ -95,6 +97,7 @@ impl From<&Error> for hr_status_t {
             Error::VersionMismatch { .. } => HR_VERSION_MISMATCH,
             Error::Protocol { .. } => HR_PROTOCOL,
             Error::NoPath { .. } => HR_NO_PATH,
+            Error::Directory(_) => HR_DIRECTORY,
             Error::Unreachable { .. } => HR_UNREACHABLE,
             Error::PeerLost { .. } => HR_PEER_LOST,
             Error::TransferFailed { .. } => HR_TRANSFER_FAILED,
@@ -133,7 +136,7 @@ statuses! {
     HR_OK HR_PENDING
     HR_INVALID_ARGUMENT HR_INVALID_CONFIG HR_INVALID_ADDRESS HR_BAD_LIST HR_LENGTH_MISMATCH HR_OUT_OF_BOUNDS
     HR_REGION_CLOSED HR_WRONG_AGENT HR_TOO_LARGE
-    HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND
+    HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND HR_DIRECTORY
     HR_UNREACHABLE HR_PEER_LOST HR_TRANSFER_FAILED HR_DEADLINE HR_TIMED_OUT HR_NOT_NOTIFIED HR_REGION_BUSY
     HR_CANCELLED HR_AGENT_CLOSED
     HR_OS

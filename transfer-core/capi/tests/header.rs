@@ -79,6 +79,7 @@ fn structs() -> Facts {
             transfer_timeout_ns,
             connect_timeout_ns,
             peer_timeout_ns,
+            busy_poll_ns,
         }
     );
     assert_eq!(
@@ -113,7 +114,7 @@ fn enums() -> Facts {
         HR_OK HR_PENDING
         HR_INVALID_ARGUMENT HR_INVALID_CONFIG HR_INVALID_ADDRESS HR_BAD_LIST HR_LENGTH_MISMATCH HR_OUT_OF_BOUNDS
         HR_REGION_CLOSED HR_WRONG_AGENT HR_TOO_LARGE
-        HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND
+        HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND HR_DIRECTORY
         HR_UNREACHABLE HR_PEER_LOST HR_TRANSFER_FAILED HR_DEADLINE HR_TIMED_OUT HR_NOT_NOTIFIED HR_REGION_BUSY
         HR_CANCELLED HR_AGENT_CLOSED
         HR_OS

@@ -36,6 +36,7 @@ fn a_configuration_that_does_not_hold_is_told_by_field() {
     config_fails(|c| c.unsent_bytes_max = 1, "unsent_bytes_max is 1");
     config_fails(|c| c.peer_timeout_ns = 1, "peer_timeout is 0");
     config_fails(|c| c.connect_timeout_ns = 1, "connect_timeout is 0");
+    config_fails(|c| c.busy_poll_ns = WAIT_NS, "busy_poll is 20000");
 }
 
 #[test]
@@ -55,8 +56,12 @@ fn the_init_function_writes_the_defaults_of_the_engine() {
     );
     assert_eq!(ours.unsent_bytes_max, engine.unsent_bytes_max as u64);
     let timeouts =
-        [ours.transfer_timeout_ns, ours.connect_timeout_ns, ours.peer_timeout_ns].map(Duration::from_nanos);
-    assert_eq!(timeouts, [engine.transfer_timeout, engine.connect_timeout, engine.peer_timeout]);
+        [ours.transfer_timeout_ns, ours.connect_timeout_ns, ours.peer_timeout_ns, ours.busy_poll_ns]
+            .map(Duration::from_nanos);
+    assert_eq!(
+        timeouts,
+        [engine.transfer_timeout, engine.connect_timeout, engine.peer_timeout, engine.busy_poll]
+    );
 }
 
 fn connect_fails(agent: *mut hr_agent_t, address: &CStr) -> Told {

@@ -112,6 +112,8 @@ pub(crate) const TCP: u32 = hr_path_t::HR_PATH_TCP as u32;
 pub(crate) fn agent(name: &CStr, paths: u32) -> *mut hr_agent_t {
     let mut config = config(name);
     config.paths = paths;
+    // Nobody here is lost for being slow.
+    config.peer_timeout_ns = WAIT_NS;
     made(|agent, error| unsafe { hr_agent_create(&raw const config, agent, error) })
 }
 
