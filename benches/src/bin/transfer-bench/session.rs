@@ -45,7 +45,7 @@ impl Session {
     /// Connects to a target by that path alone, so that nothing falls back to another.
     pub(crate) fn open(plan: &Plan<'_>) -> Result<Self> {
         let (path, bytes, measure) = (plan.path, plan.region_bytes, plan.measure);
-        let mut config = target::config("bench-initiator");
+        let mut config = target::config("bench-initiator", measure.wait);
         config.paths = PathSet::from(path.core());
         if let Some(streams) = measure.streams {
             config.tcp_streams = streams;

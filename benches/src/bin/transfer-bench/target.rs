@@ -26,6 +26,10 @@ const INITIATORS_MAX: usize = 16;
 /// How long an agent may be silent.
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long an agent that polls looks again and again: longer than a round trip, and over soon enough not to disturb the
+/// roof.
+const BUSY_POLL: Duration = Duration::from_millis(1);
+
 /// Why a target ends.
 enum End {
     /// Ctrl-C, or whoever started it is gone.
@@ -43,7 +47,7 @@ pub(crate) fn serve(args: &TargetArgs) -> Result<()> {
     let _stop = Stop::catch(move || {
         let _ending = interrupted.send(End::Asked);
     })?;
-    let mut config = config("bench-target");
+    let mut config = config("bench-target", args.wait);
     config.tcp_listen = Some(args.listen);
     config.app_metadata = IDENTITY.to_vec();
     setup(&mut config, &args.trust)?;
@@ -252,9 +256,12 @@ fn secret() -> Result<[u8; SECRET_BYTES]> {
 
 /// How both agents are set up: as by default, but a busy machine may hold either process up for seconds without
 /// spoiling the run.
-pub(crate) fn config(name: &str) -> Config {
+pub(crate) fn config(name: &str, wait: Wait) -> Config {
     let mut config = Config::new(name);
     config.peer_timeout = PEER_TIMEOUT;
+    if wait == Wait::Poll {
+        config.busy_poll = BUSY_POLL;
+    }
     config
 }
 

@@ -77,7 +77,7 @@ pub(crate) struct Agents {
 
 /// Makes agents, and watches one do nothing.
 pub(crate) fn agents(address: &Address) -> Result<Agents> {
-    let talk = Talk::connect(target::config("doctor"), address)?;
+    let talk = Talk::connect(target::config("doctor", Wait::Block), address)?;
     let shape = Shape::new(1, 1)?;
     let region = match talk.ask(Ask::Region { bytes: shape.region_bytes(), foreign: false })?.wait()? {
         Answer::Region { id, .. } => RegionId::from_u64(id),
@@ -95,7 +95,7 @@ pub(crate) fn agents(address: &Address) -> Result<Agents> {
 #[expect(clippy::disallowed_methods, reason = "owns the clock of its measurement")]
 fn set_up(address: &Address, shape: Shape, region: RegionId) -> Result<Duration> {
     let begin = Instant::now();
-    let agent = Agent::new(target::config("doctor-anew"))?;
+    let agent = Agent::new(target::config("doctor-anew", Wait::Block))?;
     let peer = agent.connect(address)?;
     let local = agent.alloc(usize::try_from(shape.region_bytes())?, "here")?;
     let ours = agent.prepare(&shape.list(Side::Local, local.id()))?;
