@@ -311,7 +311,9 @@ impl Shared {
         let id = region.id;
         match self.ask(waited, |reply| Command::RegionClosed { region, reply: Some(reply) }) {
             Err(Error::WaitTimedOut(_)) => {
-                Err(Error::RegionBusy { region: id, peer: "a peer or this agent".to_owned(), waited })
+                let inside = self.guests.inside();
+                let peer = if inside.is_empty() { "a transfer".to_owned() } else { inside.to_string() };
+                Err(Error::RegionBusy { region: id, peer, waited })
             }
             // Without a driver nothing runs any more.
             Err(Error::AgentClosed) | Ok(()) => Ok(()),

@@ -4,10 +4,20 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use transfer_core::{Address, Agent, Desc, DescList, Event, PathSet, Region};
 
 use crate::support::{WAIT, agent, bytes_of, pattern};
+
+#[path = "owner.rs"]
+pub mod owner;
+
+use self::owner::Owner;
+
+static OWNER: Mutex<Option<Arc<Owner>>> = Mutex::new(None);
+static HAMMERED: Mutex<Option<JoinHandle<String>>> = Mutex::new(None);
 
 const ROLE: &str = "HEADRACE_TEST_CHILD";
 
@@ -138,8 +148,33 @@ fn answer(agent: &Agent, [allocated, foreign]: [&Region; 2], words: &[&str]) -> 
         ["fetch", address] => fetch(agent, allocated, address),
         ["exhaust", address] => exhaust(agent, address),
         ["hammer", address] => hammer(agent, allocated, address),
+        ["hammer-writes", address] => hammer_writes(agent, allocated, address),
+        ["own", kind] => {
+            *OWNER.lock().unwrap() = Some(Owner::start(agent, kind));
+            "owned".to_owned()
+        }
+        ["grant"] => OWNER.lock().unwrap().as_ref().unwrap().grant(),
+        ["disown"] => OWNER.lock().unwrap().take().unwrap().end(),
+        ["stopped"] => HAMMERED.lock().unwrap().take().unwrap().join().unwrap(),
         _ => panic!("unknown command {words:?}"),
     }
+}
+
+/// Writes the region `target` of the agent at `address` over and over, until that fails.
+fn hammer_writes(agent: &Agent, region: &Region, address: &str) -> String {
+    let peer = agent.connect(&address.parse().unwrap()).unwrap();
+    let theirs = peer.region("target").unwrap();
+    let whole = |id| DescList::from(Desc::contiguous(id, 0, theirs.len));
+    let (l, r) = (agent.prepare(&whole(region.id())).unwrap(), peer.prepare(&whole(theirs.id)).unwrap());
+    let hammering = std::thread::spawn(move || {
+        loop {
+            if let Err(error) = peer.write(&l, &r).post().and_then(|xfer| xfer.wait(WAIT)) {
+                return format!("{error:?}");
+            }
+        }
+    });
+    *HAMMERED.lock().unwrap() = Some(hammering);
+    "hammering".to_owned()
 }
 
 /// Reads the region `target` of the agent at `address`, which holds the pattern of 7, and tells by which path.
