@@ -62,7 +62,8 @@
 #define HR_LABEL_SIZE 256
 
 // How a call ended. Zero and above is no failure. The hundreds say what the caller can do:
-// -1xx mend the call; -2xx not to be had here; -3xx try again, perhaps elsewhere; -4xx it was ended from here;
+// -1xx mend the call; -2xx not to be had here; -3xx try again, perhaps elsewhere; -4xx it was ended, from here or
+// by the owner of the memory;
 // -5xx a fault of this machine; -6xx a fault of the library. Values never change their meaning.
 typedef enum {
     // Done.
@@ -87,6 +88,8 @@ typedef enum {
     HR_WRONG_AGENT = -108,
     // Over a limit of the library; the message names it.
     HR_TOO_LARGE = -109,
+    // A write to a region whose owner lets peers only read it.
+    HR_READ_ONLY = -110,
     // The other end speaks another version of the protocol: update the older one.
     HR_VERSION_MISMATCH = -201,
     // The other end broke the protocol, or is no agent at all.
@@ -95,8 +98,6 @@ typedef enum {
     HR_NO_PATH = -203,
     // The peer has no region of that label.
     HR_NOT_FOUND = -204,
-    // A directory could not help; hr_error_retryable() says whether trying again can.
-    HR_DIRECTORY = -205,
     // Nobody answers there.
     HR_UNREACHABLE = -301,
     // The peer died, restarted, froze or left.
@@ -111,10 +112,15 @@ typedef enum {
     HR_NOT_NOTIFIED = -306,
     // A peer has not let go of a region in time. It must be taken to still touch the memory.
     HR_REGION_BUSY = -307,
+    // A directory could not help; hr_error_retryable() says whether trying again can.
+    HR_DIRECTORY = -308,
     // The transfer was cancelled. Nothing touches its memory any more.
     HR_CANCELLED = -401,
     // The agent was destroyed.
     HR_AGENT_CLOSED = -402,
+    // What the peer had there is not there any more: it has revoked a block that the transfer touches. Bytes that were
+    // read are not to be used; ask the peer anew.
+    HR_STALE = -403,
     // A system call failed; see hr_error_os_code().
     HR_OS = -501,
     // The library failed in itself, which is a bug of it; the message says where. Handles of the call may be freed.
@@ -144,6 +150,16 @@ typedef enum {
     // Its application registered it.
     HR_REGION_FOREIGN = 2,
 } hr_region_kind_t;
+
+// What peers may do with a region.
+typedef enum {
+    // One that this header does not know.
+    HR_ACCESS_OTHER = 0,
+    // Read it.
+    HR_ACCESS_READ_ONLY = 1,
+    // Read and write it.
+    HR_ACCESS_READ_WRITE = 2,
+} hr_access_t;
 
 // What happened.
 typedef enum {
@@ -180,7 +196,7 @@ typedef struct hr_list_t hr_list_t;
 // Another agent that this one is connected to, in one of its lives. Several handles may name the same peer.
 typedef struct hr_peer_t hr_peer_t;
 
-// Registered memory of an agent. Peers that were met may read and write it at any time.
+// Registered memory of an agent. Peers that were met may access it at any time.
 typedef struct hr_region_t hr_region_t;
 
 // A list over regions of a peer, checked, bound, and with its path chosen once.
@@ -237,6 +253,20 @@ typedef struct {
     uint64_t busy_poll_ns;
 } hr_config_t;
 
+// What a region is to be. hr_region_options_init() fills in the defaults.
+typedef struct {
+    // sizeof(hr_region_options_t); set by hr_region_options_init().
+    size_t size;
+    // What peers may do with it: an hr_access_t. Default HR_ACCESS_READ_WRITE. Where it is HR_ACCESS_READ_ONLY, memory
+    // that the agent allocates cannot even be mapped writable by a peer, and everybody's writes are refused.
+    uint32_t access;
+    // Has to be 0.
+    uint32_t reserved;
+    // Bytes of a block, such as those of a page of a KV cache: what hr_region_revoke() revokes at the least. Default 0:
+    // all of the region. An agent has room for 2^24 blocks, each of which costs it 8 bytes.
+    uint64_t block_bytes;
+} hr_region_options_t;
+
 // A rule for spans of one region. Make it with hr_desc_contiguous(), hr_desc_strided() or hr_desc_paged().
 typedef struct {
     // The region's name, of hr_region_id() or hr_region_info_t.
@@ -247,8 +277,8 @@ typedef struct {
     uint64_t len;
     // From the begin of one span, or page, to that of the next.
     uint64_t stride;
-    // Which generation of the region's contents is meant, for remote lists. 0, which the functions that make
-    // descriptors put here, is the first.
+    // For remote lists, what hr_region_generation() or hr_region_revoke() told the owner. 0, which the functions that
+    // make descriptors put here: as it was when it was registered.
     uint64_t generation;
     // HR_DESC_PAGED: which pages, in the order in which they are moved. Read while the list is prepared only.
     const uint32_t *pages;
@@ -264,8 +294,12 @@ typedef struct {
     uint64_t id;
     // Its length in bytes.
     uint64_t len;
+    // Bytes of a block: what its owner revokes at the least.
+    uint64_t block_bytes;
     // Where its memory came from.
     hr_region_kind_t kind;
+    // What this agent may do with it.
+    hr_access_t access;
     // What the owner's application calls it, with a NUL at its end.
     char label[HR_LABEL_SIZE];
 } hr_region_info_t;
@@ -397,24 +431,31 @@ hr_status_t hr_agent_peers(const hr_agent_t *agent,
 // size that is none.
 hr_status_t hr_config_init(hr_config_t *config, size_t size);
 
+// Fills in the defaults. Call it as hr_region_options_init(&options, sizeof options). HR_INVALID_ARGUMENT for NULL and
+// for a size that is none.
+hr_status_t hr_region_options_init(hr_region_options_t *options, size_t size);
+
 // Allocates zeroed memory that peers on this host can map, which is the fastest way between processes. Every page gets
 // its memory now, at a few GB/s. `label` is for peers to find it by: at most 255 bytes, not necessarily unique.
+// `options` may be NULL.
 // Free the region with hr_region_free().
 // Errors: HR_OS where memory is short, HR_TOO_LARGE.
 hr_status_t hr_agent_alloc(hr_agent_t *agent,
                            uint64_t len,
                            const char *label,
+                           const hr_region_options_t *options,
                            hr_region_t **region,
                            hr_error_t **error);
 
 // Registers memory of yours. It has to stay mapped, readable and writable until hr_region_close() has returned HR_OK
 // or hr_agent_destroy() has returned, and peers write it at any time until then.
-// Free the region with hr_region_free(), which leaves the memory itself to you.
+// `options` may be NULL. Free the region with hr_region_free(), which leaves the memory itself to you.
 // Errors: HR_TOO_LARGE.
 hr_status_t hr_agent_register(hr_agent_t *agent,
                               void *addr,
                               size_t len,
                               const char *label,
+                              const hr_region_options_t *options,
                               hr_region_t **region,
                               hr_error_t **error);
 
@@ -440,11 +481,29 @@ hr_status_t hr_region_write(hr_region_t *region, uint64_t offset, const void *da
 // Errors: HR_OUT_OF_BOUNDS.
 hr_status_t hr_region_read(const hr_region_t *region, uint64_t offset, void *data, size_t len, hr_error_t **error);
 
+// The generation that names what stands in the region now. A peer that is to access it is told this number along with
+// the place, and puts it into hr_desc_t.generation; once one of the blocks is revoked, its accesses to that block fail
+// with HR_STALE. One counter serves all regions of an agent. 0 for NULL.
+uint64_t hr_region_generation(const hr_region_t *region);
+
+// Takes the blocks that `len` bytes at `offset` touch back from everybody who was told an earlier generation: call it
+// before their memory is used for something else. When it has returned HR_OK, no earlier peer writes there any more,
+// and a peer that is still reading will see HR_STALE instead of what is written next. Writes the new generation to
+// `generation`, which may be NULL. Blocks only for writers that are in the middle of a slice.
+// Errors: HR_OUT_OF_BOUNDS; HR_REGION_BUSY where a writer does not leave within peer_timeout_ns, since its process is
+// stopped: the generation is void, but that one may still write; HR_AGENT_CLOSED.
+hr_status_t hr_region_revoke(hr_region_t *region,
+                             uint64_t offset,
+                             uint64_t len,
+                             uint64_t *generation,
+                             hr_error_t **error);
+
 // Deregisters the region and returns when no transfer and no peer touches it any more. From the call on, new transfers
-// that name it fail, here with HR_REGION_CLOSED, at peers with HR_BAD_LIST or HR_TRANSFER_FAILED. Blocks, at most for
+// that name it fail, here with HR_REGION_CLOSED, at peers with HR_STALE, HR_BAD_LIST or HR_TRANSFER_FAILED. Blocks, at most for
 // peer_timeout_ns. Calling it again does no harm.
 // Errors: HR_REGION_BUSY when it took longer: a peer that does not answer may still touch the memory.
-hr_status_t hr_region_close(hr_region_t *region, hr_error_t **error);
+hr_status_t hr_region_close(hr_region_t *region,
+                            hr_error_t **error);
 
 // Frees the handle, and deregisters the region without waiting. Allocated memory lives on for those who are still
 // inside; for registered memory call hr_region_close() first. NULL is fine.
@@ -566,7 +625,7 @@ hr_status_t hr_xfer_options_init(hr_xfer_options_t *options, size_t size);
 // Starts a transfer from the peer's spans into local ones. Within one host, up to inline_bytes_max bytes are copied
 // inside the call; everything else is handed to the agent's thread, and the call returns at once. `options` may be
 // NULL. Lists and peer may be freed at once; the transfer keeps what it needs. Free it with hr_xfer_free().
-// Errors: HR_LENGTH_MISMATCH, HR_BAD_LIST, HR_WRONG_AGENT, HR_REGION_CLOSED, HR_PEER_LOST, HR_NOT_NOTIFIED for a
+// Errors: HR_LENGTH_MISMATCH, HR_BAD_LIST, HR_WRONG_AGENT, HR_REGION_CLOSED, HR_READ_ONLY, HR_PEER_LOST, HR_NOT_NOTIFIED for a
 // notification that is too long, HR_AGENT_CLOSED. Nothing was moved then. What fails later is told by the transfer.
 hr_status_t hr_peer_read(hr_peer_t *peer,
                          const hr_list_t *local,
@@ -585,7 +644,7 @@ hr_status_t hr_peer_write(hr_peer_t *peer,
 
 // How it ended, or HR_PENDING while it goes on. Tells the same each time. `done`, which may be NULL, is written for
 // HR_OK only.
-// Errors: HR_PEER_LOST, HR_TRANSFER_FAILED, HR_DEADLINE, HR_CANCELLED, HR_AGENT_CLOSED.
+// Errors: HR_PEER_LOST, HR_TRANSFER_FAILED, HR_STALE, HR_DEADLINE, HR_CANCELLED, HR_AGENT_CLOSED.
 hr_status_t hr_xfer_poll(const hr_xfer_t *xfer, hr_done_t *done, hr_error_t **error);
 
 // The same, after waiting up to `timeout_ns` nanoseconds for its end. Within one host the calling thread meanwhile

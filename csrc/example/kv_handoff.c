@@ -93,7 +93,12 @@ static hr_region_t *create_cache(hr_agent_t *agent)
     hr_error_t *error;
     hr_region_t *cache;
 
-    check(hr_agent_alloc(agent, (uint64_t)BLOCKS * BLOCK_BYTES, "kv", &cache, &error), &error, "allocate the cache");
+    hr_region_options_t options;
+
+    hr_region_options_init(&options, sizeof options);
+    options.block_bytes = BLOCK_BYTES; /* each block can be revoked by itself */
+    check(hr_agent_alloc(agent, (uint64_t)BLOCKS * BLOCK_BYTES, "kv", &options, &cache, &error), &error,
+          "allocate the cache");
     return cache;
 }
 

@@ -35,8 +35,8 @@ pub struct hr_desc_t {
     pub len: u64,
     /// From the begin of one span, or page, to that of the next.
     pub stride: u64,
-    /// Which generation of the region's contents is meant, for remote lists. 0, which the functions that make
-    /// descriptors put here, is the first.
+    /// For remote lists, what hr_region_generation() or hr_region_revoke() told the owner. 0, which the functions that
+    /// make descriptors put here: as it was when it was registered.
     pub generation: u64,
     /// HR_DESC_PAGED: which pages, in the order in which they are moved. Read while the list is prepared only.
     pub pages: *const u32,

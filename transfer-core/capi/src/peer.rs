@@ -8,6 +8,7 @@ use transfer_core::{Peer, RegionInfo, RegionKind};
 use crate::boundary::{Call, call, value};
 use crate::error::{c_text, hr_error_t};
 use crate::list::{hr_list_t, hr_remote_list_t};
+use crate::region::hr_access_t;
 use crate::status::hr_status_t;
 
 /// Another agent that this one is connected to, in one of its lives. Several handles may name the same peer.
@@ -49,8 +50,12 @@ pub struct hr_region_info_t {
     pub id: u64,
     /// Its length in bytes.
     pub len: u64,
+    /// Bytes of a block: what its owner revokes at the least.
+    pub block_bytes: u64,
     /// Where its memory came from.
     pub kind: hr_region_kind_t,
+    /// What this agent may do with it.
+    pub access: hr_access_t,
     /// What the owner's application calls it, with a NUL at its end.
     pub label: [c_char; HR_LABEL_SIZE],
 }
@@ -66,7 +71,8 @@ impl From<&RegionInfo> for hr_region_info_t {
         for (to, from) in label.iter_mut().take(HR_LABEL_SIZE - 1).zip(info.label.bytes()) {
             *to = c_char::from_ne_bytes([from]);
         }
-        Self { id: info.id.to_u64(), len: info.len, kind, label }
+        let (id, block_bytes) = (info.id.to_u64(), info.generations.block_bytes);
+        Self { id, len: info.len, block_bytes, kind, access: info.access.into(), label }
     }
 }
 

@@ -5,7 +5,8 @@ use std::ffi::{CStr, c_char};
 use transfer_core::Error;
 
 /// How a call ended. Zero and above is no failure. The hundreds say what the caller can do:
-/// -1xx mend the call; -2xx not to be had here; -3xx try again, perhaps elsewhere; -4xx it was ended from here;
+/// -1xx mend the call; -2xx not to be had here; -3xx try again, perhaps elsewhere; -4xx it was ended, from here or
+/// by the owner of the memory;
 /// -5xx a fault of this machine; -6xx a fault of the library. Values never change their meaning.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub enum hr_status_t {
     HR_WRONG_AGENT = -108,
     /// Over a limit of the library; the message names it.
     HR_TOO_LARGE = -109,
+    /// A write to a region whose owner lets peers only read it.
+    HR_READ_ONLY = -110,
 
     /// The other end speaks another version of the protocol: update the older one.
     HR_VERSION_MISMATCH = -201,
@@ -43,8 +46,6 @@ pub enum hr_status_t {
     HR_NO_PATH = -203,
     /// The peer has no region of that label.
     HR_NOT_FOUND = -204,
-    /// A directory could not help; hr_error_retryable() says whether trying again can.
-    HR_DIRECTORY = -205,
 
     /// Nobody answers there.
     HR_UNREACHABLE = -301,
@@ -60,11 +61,16 @@ pub enum hr_status_t {
     HR_NOT_NOTIFIED = -306,
     /// A peer has not let go of a region in time. It must be taken to still touch the memory.
     HR_REGION_BUSY = -307,
+    /// A directory could not help; hr_error_retryable() says whether trying again can.
+    HR_DIRECTORY = -308,
 
     /// The transfer was cancelled. Nothing touches its memory any more.
     HR_CANCELLED = -401,
     /// The agent was destroyed.
     HR_AGENT_CLOSED = -402,
+    /// What the peer had there is not there any more: it has revoked a block that the transfer touches. Bytes that were
+    /// read are not to be used; ask the peer anew.
+    HR_STALE = -403,
 
     /// A system call failed; see hr_error_os_code().
     HR_OS = -501,
@@ -98,6 +104,8 @@ impl From<&Error> for hr_status_t {
             Error::Protocol { .. } => HR_PROTOCOL,
             Error::NoPath { .. } => HR_NO_PATH,
             Error::Directory(_) => HR_DIRECTORY,
+            Error::ReadOnly { .. } => HR_READ_ONLY,
+            Error::Stale { .. } => HR_STALE,
             Error::Unreachable { .. } => HR_UNREACHABLE,
             Error::PeerLost { .. } => HR_PEER_LOST,
             Error::TransferFailed { .. } => HR_TRANSFER_FAILED,
@@ -135,10 +143,10 @@ macro_rules! statuses {
 statuses! {
     HR_OK HR_PENDING
     HR_INVALID_ARGUMENT HR_INVALID_CONFIG HR_INVALID_ADDRESS HR_BAD_LIST HR_LENGTH_MISMATCH HR_OUT_OF_BOUNDS
-    HR_REGION_CLOSED HR_WRONG_AGENT HR_TOO_LARGE
-    HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND HR_DIRECTORY
-    HR_UNREACHABLE HR_PEER_LOST HR_TRANSFER_FAILED HR_DEADLINE HR_TIMED_OUT HR_NOT_NOTIFIED HR_REGION_BUSY
-    HR_CANCELLED HR_AGENT_CLOSED
+    HR_REGION_CLOSED HR_WRONG_AGENT HR_TOO_LARGE HR_READ_ONLY
+    HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND
+    HR_UNREACHABLE HR_PEER_LOST HR_TRANSFER_FAILED HR_DEADLINE HR_TIMED_OUT HR_NOT_NOTIFIED HR_REGION_BUSY HR_DIRECTORY
+    HR_CANCELLED HR_AGENT_CLOSED HR_STALE
     HR_OS
     HR_PANIC HR_OTHER
 }

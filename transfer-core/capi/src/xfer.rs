@@ -133,7 +133,7 @@ impl Posting {
 /// Starts a transfer from the peer's spans into local ones. Within one host, up to inline_bytes_max bytes are copied
 /// inside the call; everything else is handed to the agent's thread, and the call returns at once. `options` may be
 /// NULL. Lists and peer may be freed at once; the transfer keeps what it needs. Free it with hr_xfer_free().
-/// Errors: HR_LENGTH_MISMATCH, HR_BAD_LIST, HR_WRONG_AGENT, HR_REGION_CLOSED, HR_PEER_LOST, HR_NOT_NOTIFIED for a
+/// Errors: HR_LENGTH_MISMATCH, HR_BAD_LIST, HR_WRONG_AGENT, HR_REGION_CLOSED, HR_READ_ONLY, HR_PEER_LOST, HR_NOT_NOTIFIED for a
 /// notification that is too long, HR_AGENT_CLOSED. Nothing was moved then. What fails later is told by the transfer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_peer_read(
@@ -188,7 +188,7 @@ fn ended(c: &Call, done: *mut hr_done_t, outcome: Option<Result<Done>>) -> Outco
 
 /// How it ended, or HR_PENDING while it goes on. Tells the same each time. `done`, which may be NULL, is written for
 /// HR_OK only.
-/// Errors: HR_PEER_LOST, HR_TRANSFER_FAILED, HR_DEADLINE, HR_CANCELLED, HR_AGENT_CLOSED.
+/// Errors: HR_PEER_LOST, HR_TRANSFER_FAILED, HR_STALE, HR_DEADLINE, HR_CANCELLED, HR_AGENT_CLOSED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_xfer_poll(
     xfer: *const hr_xfer_t,

@@ -101,10 +101,12 @@ fn structs() -> Facts {
         }
     );
     assert_eq!(padding, Padding(0), "as above");
+    let padding = fields!(facts, hr_region_options_t { size, access, reserved, block_bytes });
+    assert_eq!(padding, Padding(0), "as above");
     fields!(facts, hr_desc_t { region, offset, len, stride, generation, pages, count, kind });
     fields!(facts, hr_done_t { bytes, elapsed_ns, path });
     fields!(facts, hr_event_t { kind, peer, data, data_len, reason });
-    fields!(facts, hr_region_info_t { id, len, kind, label });
+    fields!(facts, hr_region_info_t { id, len, block_bytes, kind, access, label });
     facts
 }
 
@@ -113,16 +115,17 @@ fn enums() -> Facts {
     values!(facts, hr_status_t {
         HR_OK HR_PENDING
         HR_INVALID_ARGUMENT HR_INVALID_CONFIG HR_INVALID_ADDRESS HR_BAD_LIST HR_LENGTH_MISMATCH HR_OUT_OF_BOUNDS
-        HR_REGION_CLOSED HR_WRONG_AGENT HR_TOO_LARGE
-        HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND HR_DIRECTORY
-        HR_UNREACHABLE HR_PEER_LOST HR_TRANSFER_FAILED HR_DEADLINE HR_TIMED_OUT HR_NOT_NOTIFIED HR_REGION_BUSY
-        HR_CANCELLED HR_AGENT_CLOSED
+        HR_REGION_CLOSED HR_WRONG_AGENT HR_TOO_LARGE HR_READ_ONLY
+        HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND
+        HR_UNREACHABLE HR_PEER_LOST HR_TRANSFER_FAILED HR_DEADLINE HR_TIMED_OUT HR_NOT_NOTIFIED HR_REGION_BUSY HR_DIRECTORY
+        HR_CANCELLED HR_AGENT_CLOSED HR_STALE
         HR_OS
         HR_PANIC HR_OTHER
     });
     values!(facts, hr_path_t { HR_PATH_OTHER HR_PATH_SHARED_MEMORY HR_PATH_PROCESS_MEMORY HR_PATH_TCP });
     values!(facts, hr_desc_kind_t { HR_DESC_CONTIGUOUS HR_DESC_STRIDED HR_DESC_PAGED });
     values!(facts, hr_event_kind_t { HR_EVENT_OTHER HR_EVENT_NOTIF HR_EVENT_PEER_UP HR_EVENT_PEER_LOST });
+    values!(facts, hr_access_t { HR_ACCESS_OTHER HR_ACCESS_READ_ONLY HR_ACCESS_READ_WRITE });
     values!(facts, hr_region_kind_t { HR_REGION_OTHER HR_REGION_ALLOCATED HR_REGION_FOREIGN });
     for (name, value) in [
         ("HR_VERSION_MAJOR", HR_VERSION_MAJOR),

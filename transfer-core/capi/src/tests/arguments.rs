@@ -87,8 +87,9 @@ fn of_agents() -> Calls {
         hr_agent_connect(P, P, P, E);
         hr_agent_add_peer(P, P, V(8), P, E);
         hr_agent_peers(P, P, V(1), P, E);
-        hr_agent_alloc(P, V(8), P, P, E);
-        hr_agent_register(P, P, V(8), P, P, E);
+        hr_agent_alloc(P, V(8), P, P, P, E);
+        hr_agent_register(P, P, V(8), P, P, P, E);
+        hr_region_options_init(P, V(size_of::<hr_region_options_t>()));
         hr_agent_prepare(P, P, V(1), P, E);
         hr_agent_poll_event(P, P, E);
         hr_agent_wait_event(P, V(0), P, E);
@@ -104,6 +105,8 @@ fn of_agents() -> Calls {
         hr_region_data(P) => |data: *mut std::ffi::c_void| data.is_null();
         hr_region_write(P, V(0), P, V(1), E);
         hr_region_read(P, V(0), P, V(1), E);
+        hr_region_generation(P) => |generation| generation == 0;
+        hr_region_revoke(P, V(0), V(0), P, E);
         hr_region_close(P, E);
         hr_region_free(P) => |()| true;
     }
@@ -236,11 +239,11 @@ fn each_null_is_named() {
                 hr_agent_create(&raw const config, agent, error)
             }),
         );
-        names("label", &refused(|region, error| hr_agent_alloc(agent, 8, null(), region, error)));
-        names("region", &failed(|error| hr_agent_alloc(agent, 8, label, null_mut(), error)));
+        names("label", &refused(|region, error| hr_agent_alloc(agent, 8, null(), null(), region, error)));
+        names("region", &failed(|error| hr_agent_alloc(agent, 8, label, null(), null_mut(), error)));
         names(
             "addr",
-            &refused(|region, error| hr_agent_register(agent, null_mut(), 8, label, region, error)),
+            &refused(|region, error| hr_agent_register(agent, null_mut(), 8, label, null(), region, error)),
         );
         names("address", &refused(|peer, error| hr_agent_connect(agent, null(), peer, error)));
         names("blob", &refused(|peer, error| hr_agent_add_peer(agent, null(), 8, peer, error)));
@@ -298,7 +301,7 @@ fn arrays_of_impossible_length_are_refused() {
     }
     let end = without_provenance_mut(usize::MAX - 7);
     let told = refused(|region, error| unsafe {
-        hr_agent_register(pair.here, end, 16, c"beyond".as_ptr(), region, error)
+        hr_agent_register(pair.here, end, 16, c"beyond".as_ptr(), null(), region, error)
     });
     assert_eq!(told.message, "len reaches beyond the address space");
 }
@@ -306,7 +309,8 @@ fn arrays_of_impossible_length_are_refused() {
 #[test]
 fn text_has_to_be_utf8() {
     let agent = agent(c"a", ALL);
-    let told = refused(|region, error| unsafe { hr_agent_alloc(agent, 8, c"\xff".as_ptr(), region, error) });
+    let told =
+        refused(|region, error| unsafe { hr_agent_alloc(agent, 8, c"\xff".as_ptr(), null(), region, error) });
     assert_eq!((told.status, told.message.as_str()), (HR_INVALID_ARGUMENT, "label is not UTF-8"));
     unsafe { hr_agent_destroy(agent) };
 }

@@ -180,10 +180,13 @@ fn regions_have_bounds_labels_and_an_end() {
     assert_told(&write(u64::MAX), HR_OUT_OF_BOUNDS, "outside region", false);
     let long = format!("{}\0", "x".repeat(256));
     let long = CStr::from_bytes_with_nul(long.as_bytes()).unwrap();
-    let told = refused(|region, error| unsafe { hr_agent_alloc(pair.here, 8, long.as_ptr(), region, error) });
+    let told = refused(|region, error| unsafe {
+        hr_agent_alloc(pair.here, 8, long.as_ptr(), null(), region, error)
+    });
     assert_told(&told, HR_TOO_LARGE, "label", false);
-    let told =
-        refused(|region, error| unsafe { hr_agent_alloc(pair.here, 1 << 60, c"x".as_ptr(), region, error) });
+    let told = refused(|region, error| unsafe {
+        hr_agent_alloc(pair.here, 1 << 60, c"x".as_ptr(), null(), region, error)
+    });
     assert_told(&told, HR_OS, "", false);
     assert_ne!(told.os_code, 0);
     let mut found = info(pair.peer, c"kv");
@@ -195,6 +198,23 @@ fn regions_have_bounds_labels_and_an_end() {
     }
     let told = write_fails(&pair, |_| ());
     assert_told(&told, HR_REGION_CLOSED, "is closed", false);
+}
+
+#[test]
+fn options_of_a_region_are_checked() {
+    let agent = agent(c"a", ALL);
+    for (access, reserved, says) in
+        [(0, 0, "options.access"), (9, 0, "options.access"), (1, 1, "options.reserved")]
+    {
+        let mut options = filled(|options, size| unsafe { hr_region_options_init(options, size) });
+        (options.access, options.reserved) = (access, reserved);
+        let options = &raw const options;
+        let told = refused(|region, error| unsafe {
+            hr_agent_alloc(agent, 8, c"x".as_ptr(), options, region, error)
+        });
+        assert_told(&told, HR_INVALID_ARGUMENT, says, false);
+    }
+    unsafe { hr_agent_destroy(agent) };
 }
 
 #[test]

@@ -118,7 +118,9 @@ pub(crate) fn agent(name: &CStr, paths: u32) -> *mut hr_agent_t {
 }
 
 pub(crate) fn alloc(agent: *mut hr_agent_t, len: usize, label: &CStr) -> *mut hr_region_t {
-    made(|region, error| unsafe { hr_agent_alloc(agent, len as u64, label.as_ptr(), region, error) })
+    made(|region, error| unsafe {
+        hr_agent_alloc(agent, len as u64, label.as_ptr(), std::ptr::null(), region, error)
+    })
 }
 
 pub(crate) fn prepare(agent: *mut hr_agent_t, desc: hr_desc_t) -> *mut hr_list_t {

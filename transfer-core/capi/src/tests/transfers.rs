@@ -80,8 +80,9 @@ fn registered_memory_is_the_applications() {
     let mut memory = vec![0_u8; PAGE_LEN];
     let addr = memory.as_mut_ptr();
     let (len, label) = (memory.len(), c"mine".as_ptr());
-    let region =
-        made(|region, error| unsafe { hr_agent_register(pair.here, addr.cast(), len, label, region, error) });
+    let region = made(|region, error| unsafe {
+        hr_agent_register(pair.here, addr.cast(), len, label, null(), region, error)
+    });
     unsafe {
         assert_eq!((hr_region_data(region), hr_region_len(region)), (addr.cast(), len));
         assert_eq!(text(hr_region_label(region)), "mine");
@@ -95,6 +96,74 @@ fn registered_memory_is_the_applications() {
         assert!(std::slice::from_raw_parts(addr, len) == pattern(3, len));
     }
     drop(memory);
+}
+
+/// A pair whose peer has a region `more` with these options.
+fn with_region(
+    paths: u32,
+    change: impl FnOnce(&mut hr_region_options_t),
+) -> (Pair, *mut hr_region_t, hr_region_info_t) {
+    let pair = Pair::new(paths, 2);
+    let mut options = filled(|options, size| unsafe { hr_region_options_init(options, size) });
+    change(&mut options);
+    let (there, label, options) = (pair.there, c"more".as_ptr(), &raw const options);
+    let region =
+        made(|region, error| unsafe { hr_agent_alloc(there, 2 * PAGE, label, options, region, error) });
+    ok(|error| unsafe { hr_peer_sync(pair.peer, error) });
+    let found = info(pair.peer, c"more");
+    (pair, region, found)
+}
+
+#[test]
+fn what_a_peer_may_only_read_it_cannot_write() {
+    for paths in [ALL, TCP] {
+        let (pair, region, found) =
+            with_region(paths, |o| o.access = hr_access_t::HR_ACCESS_READ_ONLY as u32);
+        assert_eq!(found.access, hr_access_t::HR_ACCESS_READ_ONLY);
+        assert_eq!(info(pair.peer, c"kv").access, hr_access_t::HR_ACCESS_READ_WRITE);
+        put(region, 0, &pattern(6, 2 * PAGE_LEN));
+        let remote = prepare_remote(pair.peer, hr_desc_contiguous(found.id, 0, 2 * PAGE));
+        let (peer, local) = (pair.peer, pair.local);
+        let told = refused(|xfer, error| unsafe { hr_peer_write(peer, local, remote, null(), xfer, error) });
+        assert_eq!(told.status, HR_READ_ONLY, "{}", told.message);
+        finish(made(|xfer, error| unsafe { hr_peer_read(peer, local, remote, null(), xfer, error) }));
+        assert!(get(pair.ours, 0, 2 * PAGE_LEN) == pattern(6, 2 * PAGE_LEN));
+        unsafe { hr_remote_list_free(remote) };
+        unsafe { hr_region_free(region) };
+    }
+}
+
+#[test]
+fn what_was_revoked_is_stale_for_those_who_were_told_before() {
+    for paths in [ALL, TCP] {
+        let (pair, region, found) = with_region(paths, |o| o.block_bytes = PAGE);
+        assert_eq!(found.block_bytes, PAGE);
+        let (told, mut revoked) = (unsafe { hr_region_generation(region) }, 0);
+        ok(|error| unsafe { hr_region_revoke(region, PAGE, 1, &raw mut revoked, error) });
+        assert!(revoked > told, "{revoked} after {told}");
+        assert_eq!(unsafe { hr_region_generation(region) }, revoked);
+        let read = |page: u64, generation| {
+            let mut desc = hr_desc_contiguous(found.id, page * PAGE, PAGE);
+            desc.generation = generation;
+            let local = prepare(pair.here, hr_desc_contiguous(unsafe { hr_region_id(pair.ours) }, 0, PAGE));
+            let remote = prepare_remote(pair.peer, desc);
+            let xfer =
+                made(|xfer, error| unsafe { hr_peer_read(pair.peer, local, remote, null(), xfer, error) });
+            let status = unsafe { hr_xfer_wait(xfer, WAIT_NS, null_mut(), null_mut()) };
+            unsafe {
+                hr_xfer_free(xfer);
+                hr_list_free(local);
+                hr_remote_list_free(remote);
+            }
+            status
+        };
+        assert_eq!(read(1, told), HR_STALE);
+        assert_eq!(read(1, 0), HR_STALE, "0 is what was there when it was registered");
+        assert_eq!((read(1, revoked), read(0, told), read(0, 0)), (HR_OK, HR_OK, HR_OK));
+        let told = failed(|error| unsafe { hr_region_revoke(region, 2 * PAGE, 1, null_mut(), error) });
+        assert_eq!(told.status, HR_OUT_OF_BOUNDS, "{}", told.message);
+        unsafe { hr_region_free(region) };
+    }
 }
 
 #[test]
