@@ -38,7 +38,8 @@
 //! [`Agent`]: one endpoint in one process. [`Region`]: registered memory. [`DescList`]: contiguous, strided or paged
 //! spans over regions. [`LocalList`], [`RemoteList`]: a list that was checked and bound once. [`Xfer`]: a READ or
 //! WRITE under way, with one terminal event. [`Event::Notif`]: bytes that reach the peer's application after the
-//! data has landed, exactly once. [`Peer`]: another agent, in one of its lives.
+//! data has landed, exactly once. [`Peer`]: another agent, in one of its lives. [`directory`]: finds agents by
+//! name.
 //!
 //! # Threads, waiting, cleaning up
 //! Every handle is `Send + Sync` and cheap to clone. A transfer is waited for by poll, by timeout, or as a future on

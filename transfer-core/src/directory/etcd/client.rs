@@ -137,7 +137,7 @@ impl Client {
         }
     }
 
-    fn current_token(&self) -> Option<String> {
+    pub(super) fn current_token(&self) -> Option<String> {
         self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

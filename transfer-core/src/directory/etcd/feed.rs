@@ -15,13 +15,13 @@ use super::super::{DirectoryError, Result};
 use super::client::{Client, chain, foreign};
 use super::engine::Engine;
 use super::keys::Keys;
-use super::wire::{Done, Failure, Happened, Streamed, Watched, encode};
+use super::wire::{Done, Happened, Streamed, Watched, encode};
 
 /// News that wait for the watch. When it is full, etcd keeps what follows.
 const NEWS_MAX: usize = 64;
 /// The longest message of a stream. etcd puts the changes of one transaction into one.
 const MESSAGE_MAX: usize = 8 * VALUE_MAX;
-/// Between two attempts to get a stream, while there is none.
+/// Between two streams, so that a server that ends each at once is not asked without end.
 const RETRY: Duration = Duration::from_millis(200);
 /// A stream that is silent for this long may have lost its server; that is asked.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -88,8 +88,8 @@ impl Follower {
         while !self.sender.is_closed() {
             if let Err(error) = self.follow().await {
                 self.fail(error).await;
-                tokio::time::sleep(RETRY).await;
             }
+            tokio::time::sleep(RETRY).await;
         }
     }
 
@@ -146,6 +146,17 @@ impl Follower {
         self.client.post_to::<Done>(endpoint, "kv/range", &request).await.map(|_| ())
     }
 
+    /// etcd gave the watch up for want of permission, which it also says of a token that it has forgotten.
+    async fn cancelled(&self, reason: &str, place: &str) -> Result<bool> {
+        let before = self.client.current_token();
+        self.ask(place).await?;
+        if self.client.current_token() != before {
+            return Ok(false);
+        }
+        let cause = format!("the watch was cancelled: {reason}");
+        Err(DirectoryError::Denied { place: place.to_owned(), cause })
+    }
+
     /// Takes a message in. `false`: what is known cannot be gone on from.
     async fn hear(&mut self, message: Streamed<Watched>, place: &str) -> Result<bool> {
         let watched = match message {
@@ -159,9 +170,7 @@ impl Follower {
             return Ok(false);
         }
         if watched.canceled {
-            let message = format!("the watch was cancelled: {}", watched.cancel_reason);
-            // Permission denied is the only other reason that etcd has.
-            return Err(Failure { code: 7, message }.sort(place));
+            return self.cancelled(&watched.cancel_reason, place).await;
         }
         for Happened { kind, kv } in watched.events {
             let revision = Revision::new(kv.mod_revision);

@@ -26,6 +26,8 @@ pub(super) struct Own {
     keys: Keys,
     entry: Entry,
     lease: u64,
+    /// The time to live that etcd gave the lease, which may be longer than what was asked for.
+    granted: Duration,
 }
 
 /// What has to hold for a write.
@@ -41,7 +43,7 @@ impl Own {
     /// Takes the name from whoever has it at the beginning of the call. Another life that takes it during the call is
     /// later, and keeps it.
     pub(super) async fn publish(client: Arc<Client>, keys: Keys, entry: Entry) -> Result<Self> {
-        let mut own = Self { client, keys, entry, lease: 0 };
+        let mut own = Self { client, keys, entry, lease: 0, granted: Duration::ZERO };
         own.grant().await?;
         let taken = own.take().await;
         if taken.is_err() {
@@ -88,6 +90,7 @@ impl Own {
         let seconds = self.entry.ttl.as_millis().div_ceil(1000);
         let lease: Lease = self.client.post("lease/grant", &json!({ "TTL": seconds.to_string() })).await?;
         self.lease = lease.id;
+        self.granted = Duration::from_secs(lease.ttl.max(1));
         Ok(())
     }
 
@@ -187,8 +190,9 @@ impl Shared {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn keep_alive(&self, every: Duration) {
+    async fn keep_alive(&self) {
         while !matches!(*self.last(), Err(DirectoryError::Superseded { .. })) {
+            let every = self.own.lock().await.granted / RENEWALS_PER_TTL;
             tokio::time::sleep(every).await;
             let mut own = self.own.lock().await;
             let result = own.renew().await;
@@ -205,10 +209,9 @@ impl Shared {
 
 impl EtcdHold {
     pub(super) fn start(engine: Arc<Engine>, own: Own, blob_bytes_max: usize) -> Self {
-        let every = own.entry.ttl / RENEWALS_PER_TTL;
         let shared = Arc::new(Shared { own: tokio::sync::Mutex::new(own), last: Mutex::new(Ok(())) });
         let renewed = Arc::clone(&shared);
-        let renewing = engine.spawn(async move { renewed.keep_alive(every).await });
+        let renewing = engine.spawn(async move { renewed.keep_alive().await });
         Self { engine, shared, renewing, blob_bytes_max }
     }
 }

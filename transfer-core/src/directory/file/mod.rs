@@ -25,12 +25,11 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A directory in a folder: one file for each agent. Several processes may use it at once; killed ones leave nothing that
 /// blocks others. Every call ends within five seconds, or as the file system does. A registration runs a thread, which
-/// sleeps.
+/// sleeps; publishing reads the folder once, to remove what dead processes left.
 ///
 /// The modification time of a file is its last renewal, so the clocks of hosts that share a folder must agree to well
-/// within the time to live. Names may have 249 bytes, of which any but letters, digits,
-/// `-` and `_` count as three. Whoever
-/// may write to the folder may remove and replace entries.
+/// within the time to live. Names may have 249 bytes, of which any but letters, digits, `-` and `_` count as
+/// three. Whoever may write to the folder may remove and replace entries.
 ///
 /// # Example
 /// ```
