@@ -29,7 +29,7 @@ use crate::event::{Event, EventQueue, Taken};
 use crate::list::{LocalCore, LocalList};
 use crate::mem::{self, Guests, Ledger, Region, RegionOptions, RegionTable, Unnamed};
 use crate::peer::Peer;
-use crate::shared::{Command, Shared};
+use crate::shared::{Command, POSTS_MAX, Shared, Stock};
 use crate::sync::{Followers, Lead, Wake};
 
 /// One endpoint: it owns registered memory, meets peers, and moves bytes to and from theirs.
@@ -88,6 +88,7 @@ impl Agent {
         }
         let ledger = Arc::new(Ledger::create(&config.name)?);
         let (commands, receiver) = crossbeam_channel::unbounded();
+        let (posts, posted) = crossbeam_channel::bounded(POSTS_MAX);
         let shared = Arc::new(Shared {
             clock: Clock::start(),
             incarnation,
@@ -100,6 +101,8 @@ impl Agent {
             peers: Mutex::new(HashMap::new()),
             events: EventQueue::new(config.events_max),
             commands,
+            posts,
+            stock: Stock::new(),
             copies: Copies::new(),
             wake: Arc::new(Wake::new()?),
             lead: Lead::new(),
@@ -108,7 +111,7 @@ impl Agent {
             wanted: AtomicBool::new(false),
             config,
         });
-        let driver = Driver::new(Arc::clone(&shared), receiver, tcp_listener, local_listener)?;
+        let driver = Driver::new(Arc::clone(&shared), (receiver, posted), tcp_listener, local_listener)?;
         let name = format!("{}-driver", shared.config.name);
         shared.lead.put(Some(Box::new(driver)));
         let sitter = Arc::clone(&shared);

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use transfer_proto::id::{Incarnation, RegionId};
 use transfer_proto::plan::Path;
 use transfer_proto::proto::metadata::{AgentMetadata, RegionInfo};
@@ -24,10 +24,11 @@ use crate::config::Checked;
 use crate::driver::{Driver, Seat};
 use crate::error::{Error, Result};
 use crate::event::EventQueue;
-use crate::mem::{Guest, Guests, Ledger, Pass, PeerLedger, RegionCore, RegionTable, RemoteRegion};
+use crate::list::{LocalList, RemoteList};
+use crate::mem::{self, Guest, Guests, Ledger, PeerLedger, RegionCore, RegionTable, RemoteRegion};
 use crate::peer::{PeerCore, Ways};
-use crate::sync::{Followers, Lead, Wake};
-use crate::xfer::{Done, XferCore};
+use crate::sync::{Followers, Lead, Pool, Shelf, Wake};
+use crate::xfer::{Done, XferCore, XferRef};
 
 /// A connection of either family.
 #[derive(Debug)]
@@ -69,10 +70,10 @@ pub(crate) enum Command {
     Map { peer: Incarnation, region: RegionId, reply: Sender<Result<OwnedFd>> },
     /// Send a notification.
     Notify { peer: Incarnation, bytes: Vec<u8>, reply: Option<Sender<Result<()>>> },
-    /// Run a transfer.
+    /// Run a transfer that found no room among the others.
     Post(Box<Posted>),
     /// End a transfer.
-    Cancel(Arc<XferCore>),
+    Cancel(XferRef),
     /// Tell the peers of a region.
     RegionAdded(RegionInfo),
     /// Tell the peers that a region goes, and say when all have let go of it.
@@ -85,7 +86,7 @@ pub(crate) enum Command {
 
 /// A transfer in the driver or on its way there, with the right to touch its memory.
 pub(crate) struct Posted {
-    pub(crate) core: Arc<XferCore>,
+    pub(crate) core: XferRef,
     _passes: Passes,
     pub(crate) notif: Option<Vec<u8>>,
 }
@@ -97,28 +98,72 @@ impl Drop for Posted {
     }
 }
 
-/// The right to touch the memory on both sides of a transfer.
+/// The right to touch the memory on both sides of a transfer. It keeps the lists, and these the memory.
 #[derive(Debug)]
 pub(crate) struct Passes {
-    local: Pass<RegionCore>,
-    remote: Pass<RemoteRegion>,
+    local: LocalList,
+    remote: RemoteList,
 }
 
 impl Passes {
     fn enter(core: &XferCore) -> Result<Self> {
-        let local = Pass::enter(&core.local.core.regions)
-            .map_err(|region| Error::RegionClosed { region: region.id })?;
-        let peer = &core.remote.core.peer;
-        let remote = Pass::enter(&core.remote.core.regions).map_err(|region| match peer.ensure_up() {
-            Err(lost) => lost,
-            Ok(()) => Error::RegionClosed { region: region.info.id },
-        })?;
+        let (local, remote) = (core.local.clone(), core.remote.clone());
+        mem::enter(&local.core.regions).map_err(|region| Error::RegionClosed { region: region.id })?;
+        if let Err(region) = mem::enter(&remote.core.regions) {
+            mem::leave(&local.core.regions);
+            remote.core.peer.ensure_up()?;
+            return Err(Error::RegionClosed { region: region.info.id });
+        }
         Ok(Self { local, remote })
     }
 
     /// Whether somebody waits for these rights to be given back.
     pub(crate) fn is_awaited(&self) -> bool {
-        self.local.is_awaited() || self.remote.is_awaited()
+        mem::are_awaited(&self.local.core.regions) || mem::are_awaited(&self.remote.core.regions)
+    }
+}
+
+impl Drop for Passes {
+    fn drop(&mut self) {
+        mem::leave(&self.local.core.regions);
+        mem::leave(&self.remote.core.regions);
+    }
+}
+
+/// Posted transfers that wait for the driver; further ones take the way of all commands, which allocates.
+pub(crate) const POSTS_MAX: usize = 4096;
+/// Transfers whose memory is kept for later ones; about a KiB each, and their indices.
+const CORES_MAX: usize = 256;
+/// Copies of indices that are kept, and how many indices such a copy has at most.
+const INDICES_MAX: usize = 2 * CORES_MAX;
+const INDICES_LEN_MAX: usize = 1 << 16;
+
+/// What transfers are made of, kept from one to the next: posting and ending one allocates nothing once as many have
+/// been under way at a time as ever will be.
+#[derive(Debug)]
+pub(crate) struct Stock {
+    pub(crate) cores: Shelf<XferCore>,
+    indices: Pool<Vec<u32>>,
+}
+
+impl Stock {
+    pub(crate) fn new() -> Self {
+        Self { cores: Shelf::new(CORES_MAX), indices: Pool::new(INDICES_MAX) }
+    }
+
+    /// A copy of some indices.
+    pub(crate) fn copy_of(&self, indices: &[u32]) -> Vec<u32> {
+        let mut copy = self.indices.take().unwrap_or_default();
+        copy.clear();
+        copy.extend_from_slice(indices);
+        copy
+    }
+
+    /// A copy that is not needed any more.
+    pub(crate) fn give_back(&self, indices: Vec<u32>) {
+        if (1..=INDICES_LEN_MAX).contains(&indices.capacity()) {
+            self.indices.give(indices);
+        }
     }
 }
 
@@ -142,12 +187,15 @@ pub(crate) struct Shared {
     pub(crate) events: EventQueue,
     pub(crate) commands: Sender<Command>,
     pub(crate) wake: Arc<Wake>,
+    /// Transfers over sockets, for the driver.
+    pub(crate) posts: Sender<Posted>,
+    pub(crate) stock: Stock,
     /// The driver, for the one thread that runs it.
     pub(crate) lead: Lead<Box<Driver>>,
     /// Where the agent's own thread sleeps.
     pub(crate) seat: Seat,
     /// Transfers whose waiters found the lead taken.
-    pub(crate) followers: Followers<Arc<XferCore>>,
+    pub(crate) followers: Followers<XferRef>,
     /// A polling thread found the lead taken.
     pub(crate) wanted: AtomicBool,
     /// Transfers within this host.
@@ -196,15 +244,18 @@ impl Shared {
     }
 
     /// Runs a transfer: within this host by whoever has time, over sockets in the driver.
-    pub(crate) fn post(&self, core: Arc<XferCore>, notif: Option<Vec<u8>>) -> Result<()> {
+    pub(crate) fn post(&self, core: XferRef, notif: Option<Vec<u8>>) -> Result<()> {
         let peer = &core.remote.core.peer;
         peer.ensure_up()?;
         let passes = Passes::enter(&core)?;
         if core.remote.path() == Path::Tcp {
             let here = core.bytes <= self.config.inline_bytes_max;
-            if self.commands.send(Command::Post(Box::new(Posted { core, _passes: passes, notif }))).is_ok() {
-                self.look(here);
+            if let Err(TrySendError::Full(posted)) =
+                self.posts.try_send(Posted { core, _passes: passes, notif })
+            {
+                let _sent = self.commands.send(Command::Post(Box::new(posted)));
             }
+            self.look(here);
         } else if core.bytes > self.config.inline_bytes_max {
             Work::begin(self, &core, passes, notif);
             self.copies.post(self, core);
@@ -242,15 +293,14 @@ impl Shared {
     /// What is told of a transfer that has ended so.
     pub(crate) fn result_of(&self, core: &XferCore, outcome: Outcome) -> Result<Done> {
         let peer = &core.remote.core.peer;
-        let name = peer.name.clone();
         match outcome {
             Outcome::Done { bytes } => Ok(self.done(core, bytes)),
             Outcome::Cancelled => Err(Error::Cancelled),
-            Outcome::Deadline => Err(Error::Deadline { peer: name, timeout: core.timeout }),
+            Outcome::Deadline => Err(Error::Deadline { peer: peer.name.clone(), timeout: core.timeout }),
             Outcome::Failed(_) | Outcome::PeerLost if !peer.is_up() => Err(peer.lost_error()),
             // The driver has yet to see it.
             Outcome::Failed(Failure { error: SliceError::PeerGone, .. }) => Err(peer.lost_error()),
-            Outcome::Failed(source) => Err(Error::of_slice(&name, source)),
+            Outcome::Failed(source) => Err(Error::of_slice(&peer.name, source)),
             _ => Err(peer.lost_error()),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,8 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::list::{LocalList, RemoteList};
 use crate::peer::Peer;
-use crate::shared::{Command, Shared};
+use crate::shared::{Command, Shared, Stock};
+use crate::sync::{Held, Reuse};
 
 /// Which way the bytes go, seen from the agent that posts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +65,12 @@ impl Request {
         Self { peer, op, local, remote, local_selection, remote_selection, notif: None, timeout }
     }
 
-    /// Moves only these spans of the lists, by index, in this order. Cost: one copy of the indices.
+    /// Moves only these spans of the lists, by index, in this order. Cost: one copy of the indices, into memory that
+    /// the agent keeps for it.
     pub fn select(mut self, local: &[u32], remote: &[u32]) -> Self {
-        self.local_selection = Selection::Indices(local.into());
-        self.remote_selection = Selection::Indices(remote.into());
+        let stock = &self.peer.agent.stock;
+        self.local_selection = Selection::Indices(stock.copy_of(local));
+        self.remote_selection = Selection::Indices(stock.copy_of(remote));
         self
     }
 
@@ -86,7 +90,9 @@ impl Request {
     /// Starts it. Safe from any thread. Within one host, up to `inline_bytes_max` bytes are copied inside the call;
     /// everything else is left to the agent's threads, and the call returns at once.
     ///
-    /// Cost: three allocations; a lock and a syscall for the hand-over.
+    /// Cost: no allocation once as many transfers have been under way at a time as ever will be, and no lock that
+    /// transfers share. Over sockets, up to `inline_bytes_max` bytes are sent by the call where nobody else is driving
+    /// the agent; otherwise a syscall, where its driver sleeps.
     ///
     /// # Errors
     /// [`Error::LengthMismatch`], [`Error::BadList`], [`Error::WrongAgent`], [`Error::RegionClosed`],
@@ -96,7 +102,7 @@ impl Request {
         let bytes = self.check()?;
         let agent = Arc::clone(&self.peer.agent);
         let notif = self.notif.unwrap_or_default();
-        let core = Arc::new(XferCore {
+        let setup = Setup {
             op: self.op,
             local: self.local,
             remote: self.remote,
@@ -105,14 +111,9 @@ impl Request {
             bytes,
             timeout: self.timeout,
             started: agent.clock.elapsed(),
-            stop: AtomicBool::new(false),
-            id: AtomicU64::new(0),
-            work: Mutex::new(None),
-            has_ended: AtomicBool::new(false),
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        });
-        agent.post(Arc::clone(&core), (!notif.is_empty()).then_some(notif))?;
+        };
+        let core = agent.stock.cores.hold(|core| core.begin(setup, &agent.stock));
+        agent.post(core.clone(), (!notif.is_empty()).then_some(notif))?;
         Ok(Xfer { core, agent })
     }
 
@@ -150,8 +151,8 @@ impl Request {
     }
 }
 
-/// A transfer, for everybody inside the agent.
-pub(crate) struct XferCore {
+/// What a transfer is to do.
+pub(crate) struct Setup {
     pub(crate) op: Op,
     pub(crate) local: LocalList,
     pub(crate) remote: RemoteList,
@@ -160,6 +161,18 @@ pub(crate) struct XferCore {
     pub(crate) bytes: u64,
     pub(crate) timeout: Duration,
     pub(crate) started: Duration,
+}
+
+/// A transfer, for everybody inside the agent.
+pub(crate) type XferRef = Held<XferCore>;
+
+/// The same, which lies in the agent's stock before and after.
+#[derive(Default)]
+pub(crate) struct XferCore {
+    /// There while anybody holds the transfer.
+    setup: Option<Setup>,
+    /// Indices of the last transfer, for their memory.
+    spares: [Vec<u32>; 2],
     /// Whoever moves bytes for it should leave off at the next slice.
     pub(crate) stop: AtomicBool,
     /// Its name in the driver, once it is there.
@@ -169,6 +182,32 @@ pub(crate) struct XferCore {
     has_ended: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
+}
+
+impl Deref for XferCore {
+    type Target = Setup;
+
+    #[expect(clippy::expect_used, reason = "set before anybody holds it, and cleared after")]
+    fn deref(&self) -> &Setup {
+        self.setup.as_ref().expect("a transfer that is held")
+    }
+}
+
+impl Reuse for XferCore {
+    fn clear(&mut self) {
+        // The lists go, and with them the memory that they keep.
+        if let Some(setup) = self.setup.take() {
+            let indices = |selection| match selection {
+                Selection::Indices(indices) => indices,
+                _ => Vec::new(),
+            };
+            self.spares = [indices(setup.local_selection), indices(setup.remote_selection)];
+        }
+        self.stop = AtomicBool::new(false);
+        self.id = AtomicU64::new(0);
+        self.has_ended = AtomicBool::new(false);
+        *self.state.get_mut().unwrap_or_else(PoisonError::into_inner) = State::default();
+    }
 }
 
 #[derive(Default)]
@@ -182,6 +221,13 @@ struct State {
 }
 
 impl XferCore {
+    fn begin(&mut self, setup: Setup, stock: &Stock) {
+        for spare in &mut self.spares {
+            stock.give_back(std::mem::take(spare));
+        }
+        self.setup = Some(setup);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -252,7 +298,7 @@ impl XferCore {
 /// returns when nothing touches its buffers any more; that is at once, unless a slice is just being moved.
 #[must_use = "dropping a transfer cancels it"]
 pub struct Xfer {
-    core: Arc<XferCore>,
+    core: XferRef,
     agent: Arc<Shared>,
 }
 
@@ -301,7 +347,7 @@ impl Xfer {
     pub fn cancel(&self) {
         self.core.stop.store(true, Ordering::Release);
         if self.path() == Path::Tcp {
-            self.agent.send(Command::Cancel(Arc::clone(&self.core)));
+            self.agent.send(Command::Cancel(self.core.clone()));
         } else {
             // Whoever looks first sees it: this thread, unless others are in mid-slice.
             self.help(|| false);

@@ -5,13 +5,50 @@ mod lease;
 pub(crate) mod shm;
 pub(crate) mod tcp;
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use transfer_proto::id::{RailId, XferId};
 use transfer_proto::plan::Piece;
 use transfer_proto::proto::xfer::SliceError;
 
-use crate::xfer::XferCore;
+use crate::sync::Pool;
+use crate::xfer::XferRef;
+
+/// The pieces of a slice, in memory that goes back to where it came from.
+pub(crate) struct SlicePieces {
+    pieces: Vec<Piece>,
+    home: Arc<Pool<Vec<Piece>>>,
+}
+
+impl SlicePieces {
+    pub(crate) fn new(home: &Arc<Pool<Vec<Piece>>>) -> Self {
+        Self { pieces: home.take().unwrap_or_default(), home: Arc::clone(home) }
+    }
+}
+
+impl Deref for SlicePieces {
+    type Target = Vec<Piece>;
+
+    fn deref(&self) -> &Vec<Piece> {
+        &self.pieces
+    }
+}
+
+impl DerefMut for SlicePieces {
+    fn deref_mut(&mut self) -> &mut Vec<Piece> {
+        &mut self.pieces
+    }
+}
+
+impl Drop for SlicePieces {
+    fn drop(&mut self) {
+        self.pieces.clear();
+        if self.pieces.capacity() > 0 {
+            self.home.give(std::mem::take(&mut self.pieces));
+        }
+    }
+}
 
 /// Some bytes of a transfer.
 pub(crate) struct Slice {
@@ -19,8 +56,8 @@ pub(crate) struct Slice {
     /// The number under which it was posted.
     pub(crate) slice: u32,
     pub(crate) bytes: u64,
-    pub(crate) pieces: Vec<Piece>,
-    pub(crate) core: Arc<XferCore>,
+    pub(crate) pieces: SlicePieces,
+    pub(crate) core: XferRef,
 }
 
 impl Slice {
@@ -53,5 +90,5 @@ pub(crate) trait Backend {
 
     /// The slices of this transfer are not wanted any more and should complete soon, with whatever result. With
     /// `now`, they must do so at once, at the price of the connections that carry them.
-    fn abandon(&mut self, core: &Arc<XferCore>, xfer: XferId, now: bool);
+    fn abandon(&mut self, core: &XferRef, xfer: XferId, now: bool);
 }

@@ -45,7 +45,7 @@ use crate::backend::shm::CopyThreads;
 use crate::backend::tcp::Tcp;
 use crate::backend::{Backend, Completion};
 use crate::error::Result;
-use crate::shared::{Command, Posted, Shared};
+use crate::shared::{Command, POSTS_MAX, Posted, Shared};
 
 const WAKE: u64 = 0;
 const LISTEN_TCP: u64 = 1;
@@ -65,6 +65,7 @@ pub(crate) struct Driver {
     tcp_listener: Option<TcpListener>,
     local_listener: Option<UnixListener>,
     commands: Receiver<Command>,
+    posts: Receiver<Posted>,
     conns: HashMap<u64, Conn>,
     next_token: u64,
     /// When to look at a connection again. It may turn out to be too early; then the timer is set anew.
@@ -97,7 +98,7 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new(
         shared: Arc<Shared>,
-        commands: Receiver<Command>,
+        (commands, posts): (Receiver<Command>, Receiver<Posted>),
         tcp_listener: Option<TcpListener>,
         local_listener: Option<UnixListener>,
     ) -> Result<Self> {
@@ -116,6 +117,7 @@ impl Driver {
             tcp_listener,
             local_listener,
             commands,
+            posts,
             conns: HashMap::new(),
             next_token: FIRST_CONN,
             conn_timers: Timers::default(),
@@ -200,6 +202,11 @@ impl Driver {
     }
 
     fn handle_commands(&mut self) {
+        // As many as there may be: those who post faster wait for the next turn.
+        for _ in 0..POSTS_MAX {
+            let Ok(posted) = self.posts.try_recv() else { break };
+            self.post(posted);
+        }
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Meet { stream, address, reply } => self.meet(stream, address, reply),
@@ -225,7 +232,7 @@ impl Driver {
     fn post(&mut self, posted: Posted) {
         let now = self.shared.clock.now();
         self.has_moved(now);
-        let mut state = Xfer::new(self.shared.config.slices(), now + posted.core.timeout);
+        let mut state = self.xfers.state(self.shared.config.slices(), now + posted.core.timeout);
         if posted.core.is_stopped() {
             state.cancel();
         } else if !posted.core.remote.core.peer.is_up() {
@@ -237,12 +244,12 @@ impl Driver {
 
     /// Submits what the window allows, calls slices back where the transfer stops, and ends it when it is over.
     fn pump(&mut self, id: XferId) {
-        while let Some(slice) = self.xfers.get(id).and_then(|task| task.next_slice(id)) {
+        while let Some(slice) = self.xfers.next_slice(id) {
             self.tcp.submit(slice);
         }
         let Some(task) = self.xfers.get(id) else { return };
         if task.take_abandon() {
-            let core = Arc::clone(&task.core);
+            let core = task.core().clone();
             // Whoever cancels waits; a deadline or a lost peer does not.
             let now = !core.is_stopped();
             self.tcp.abandon(&core, id, now);
@@ -262,12 +269,11 @@ impl Driver {
 
     fn finish(&mut self, ended: Ended) {
         let Ended { mut posted, outcome } = ended;
-        let core = Arc::clone(&posted.core);
-        let result = self.shared.result_of(&core, outcome);
+        let result = self.shared.result_of(&posted.core, outcome);
         if let Some(bytes) = posted.notif.take().filter(|_| result.is_ok()) {
-            self.notify_of_data(core.remote.core.peer.key, bytes);
+            self.notify_of_data(posted.core.remote.core.peer.key, bytes);
         }
-        core.finish_unless_told(result);
+        posted.core.finish_unless_told(result);
     }
 
     /// Brings completions home until nothing moves any more, and drops peers that lost a connection.
@@ -303,7 +309,7 @@ impl Driver {
             self.stop_xfer(id, |state| state.handle_timeout(now));
             // A cancelled slice that is half on the wire may stay there until the deadline, and no longer.
             if let Some(task) = self.xfers.get(id) {
-                let core = Arc::clone(&task.core);
+                let core = task.core().clone();
                 self.tcp.abandon(&core, id, true);
             }
         }
@@ -328,7 +334,7 @@ impl Driver {
         self.flush_controls();
         for id in self.xfers.ids() {
             if let Some(task) = self.xfers.get(id) {
-                task.core.stop.store(true, Ordering::Release);
+                task.core().stop.store(true, Ordering::Release);
             }
         }
         // The copying threads end with the slices in their hands; data connections are touched by this thread only.

@@ -407,7 +407,7 @@ impl Driver {
             self.drop_conn(local);
         }
         for id in self.xfers.ids() {
-            if self.xfers.get(id).is_some_and(|task| task.core.remote.core.peer.key == peer) {
+            if self.xfers.get(id).is_some_and(|task| task.core().remote.core.peer.key == peer) {
                 self.stop_xfer(id, transfer_proto::proto::xfer::Xfer::peer_lost);
             }
         }

@@ -17,7 +17,7 @@ use transfer_sys::poll::{Epoll, EventFd, Ready};
 use super::Driver;
 use crate::shared::Shared;
 use crate::sync::Leading;
-use crate::xfer::XferCore;
+use crate::xfer::{XferCore, XferRef};
 
 const INNER: u64 = 0;
 const KICK: u64 = 1;
@@ -91,16 +91,16 @@ impl Shared {
 
     /// Leads in the calling thread until `core` has ended or `left` is over. Returns early where another leads;
     /// then it has waited until that one left, or the end came.
-    pub(crate) fn drive(&self, core: &Arc<XferCore>, left: Duration) {
+    pub(crate) fn drive(&self, core: &XferRef, left: Duration) {
         let until = self.clock.now() + left;
         if self.drive_as_leader(core, until) {
             return;
         }
-        self.followers.join(Arc::clone(core));
+        self.followers.join(core.clone());
         if !self.drive_as_leader(core, until) {
             core.follow(left);
         }
-        self.followers.part(|follower| Arc::ptr_eq(follower, core));
+        self.followers.part(|follower| follower.is(core));
     }
 
     fn drive_as_leader(&self, core: &XferCore, until: Time) -> bool {

@@ -47,33 +47,54 @@ pub(crate) trait Gated {
     fn gate(&self) -> &Gate;
 }
 
+/// Goes in at every gate, or at none: then the one that is closed is returned. Who went in must [`leave`].
+pub(crate) fn enter<T: Gated>(things: &[Arc<T>]) -> Result<(), &Arc<T>> {
+    for (entered, thing) in things.iter().enumerate() {
+        if !thing.gate().enter() {
+            leave(&things[..entered]);
+            return Err(thing);
+        }
+    }
+    Ok(())
+}
+
+/// Leaves where [`enter`] went in.
+pub(crate) fn leave<T: Gated>(things: &[Arc<T>]) {
+    for thing in things {
+        thing.gate().users.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether somebody waits for one of the things to be left.
+pub(crate) fn are_awaited<T: Gated>(things: &[Arc<T>]) -> bool {
+    things.iter().any(|thing| thing.gate().is_closed())
+}
+
+/// Things that a [`Pass`] holds without an allocation. The spans of a slice lie together more often than not.
+const FEW: usize = 4;
+
 /// The right to touch some things behind gates; leaves them when dropped.
 #[derive(Debug)]
-pub(crate) struct Pass<T: Gated>(Vec<Arc<T>>);
+pub(crate) struct Pass<T: Gated> {
+    few: [Option<Arc<T>>; FEW],
+    more: Vec<Arc<T>>,
+}
 
 impl<T: Gated> Pass<T> {
     /// Goes in at every gate, or at none: then the one that is closed is returned.
     pub(crate) fn enter(things: &[Arc<T>]) -> Result<Self, Arc<T>> {
-        let mut pass = Self(Vec::with_capacity(things.len()));
-        for thing in things {
-            if !thing.gate().enter() {
-                return Err(Arc::clone(thing));
-            }
-            pass.0.push(Arc::clone(thing));
-        }
-        Ok(pass)
-    }
-
-    /// Whether somebody waits for one of the things to be left.
-    pub(crate) fn is_awaited(&self) -> bool {
-        self.0.iter().any(|thing| thing.gate().is_closed())
+        enter(things).map_err(Arc::clone)?;
+        let (few, more) = things.split_at(things.len().min(FEW));
+        let few = std::array::from_fn(|at| few.get(at).map(Arc::clone));
+        Ok(Self { few, more: more.to_vec() })
     }
 }
 
 impl<T: Gated> Drop for Pass<T> {
     fn drop(&mut self) {
-        for thing in &self.0 {
-            thing.gate().users.fetch_sub(1, Ordering::SeqCst);
+        leave(&self.more);
+        for thing in self.few.iter().flatten() {
+            leave(std::slice::from_ref(thing));
         }
     }
 }
@@ -93,7 +114,7 @@ mod tests {
         let (a, b) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
         let pass = Pass::enter(&[Arc::clone(&a), Arc::clone(&b)]).unwrap();
         b.close();
-        assert!(pass.is_awaited() && !b.is_idle());
+        assert!(b.is_closed() && !b.is_idle());
         assert!(Arc::ptr_eq(&Pass::enter(&[Arc::clone(&a), Arc::clone(&b)]).unwrap_err(), &b));
         drop(pass);
         assert!(a.is_idle() && b.is_idle());

@@ -19,7 +19,7 @@ mod region;
 mod remote;
 mod table;
 
-pub(crate) use gate::Pass;
+pub(crate) use gate::{Pass, are_awaited, enter, leave};
 pub(crate) use guests::{Guest, Guests, Inside};
 pub(crate) use ledger::{Ledger, PeerLedger, View};
 pub use options::RegionOptions;

@@ -4,11 +4,13 @@
 mod doorbell;
 mod followers;
 mod lead;
+mod pool;
 mod wake;
 
 use doorbell::Doorbell;
 pub(crate) use followers::Followers;
 pub(crate) use lead::{Lead, Leading};
+pub(crate) use pool::{Held, Pool, Reuse, Shelf};
 pub(crate) use wake::Wake;
 
 /// The primitives: loom's own where it tries the interleavings.
@@ -16,9 +18,13 @@ mod prim {
     #[cfg(loom)]
     pub(super) use loom::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
     #[cfg(loom)]
-    pub(super) use loom::sync::{Mutex, MutexGuard};
+    pub(super) use loom::sync::{Arc, Mutex, MutexGuard};
+    #[cfg(loom)]
+    pub(super) use loom::thread::yield_now;
     #[cfg(not(loom))]
     pub(super) use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
     #[cfg(not(loom))]
-    pub(super) use std::sync::{Mutex, MutexGuard};
+    pub(super) use std::sync::{Arc, Mutex, MutexGuard};
+    #[cfg(not(loom))]
+    pub(super) use std::thread::yield_now;
 }

@@ -340,7 +340,7 @@ pub enum Selection {
     #[default]
     All,
     /// These.
-    Indices(alloc::sync::Arc<[u32]>),
+    Indices(Vec<u32>),
 }
 
 impl Selection {
@@ -468,7 +468,7 @@ mod tests {
         ) {
             let list = DescList::from(Desc::paged(region(0), 3, 5, 7, pages.clone()));
             let indices: Vec<u32> = picks.iter().map(|p| u32::try_from(p % pages.len()).unwrap()).collect();
-            let selection = Selection::Indices(indices.clone().into());
+            let selection = Selection::Indices(indices.clone());
             let mut cursor = Cursor::default();
             let got: Vec<u64> =
                 core::iter::from_fn(|| cursor.next(&list, &selection)).map(|s| s.offset).collect();

@@ -28,7 +28,7 @@ use self::moves::{Batch, move_all, move_batch};
 pub(crate) use self::work::Work;
 use crate::error;
 use crate::shared::Shared;
-use crate::xfer::XferCore;
+use crate::xfer::{XferCore, XferRef};
 
 /// Transfers that wait for a copying thread. Whoever posts one more copies it by himself.
 const OPEN_MAX: usize = 4096;
@@ -38,7 +38,7 @@ const BATCHES_MAX: usize = 16;
 /// What a copying thread is told.
 enum Order {
     /// There are slices to copy.
-    Copy(Arc<XferCore>),
+    Copy(XferRef),
     /// The agent ends.
     End,
 }
@@ -74,7 +74,7 @@ impl Copies {
     }
 
     /// Has a transfer copied, whose work was begun. Cost: no allocation; a syscall where a copying thread sleeps.
-    pub(crate) fn post(&self, agent: &Shared, core: Arc<XferCore>) {
+    pub(crate) fn post(&self, agent: &Shared, core: XferRef) {
         // This value holds the receiver too, so the channel stands.
         if let Err(TrySendError::Full(Order::Copy(core))) = self.open.0.try_send(Order::Copy(core)) {
             self.help(agent, &core, || false);
@@ -117,7 +117,7 @@ impl Copies {
             let Some(post) = work::take_slice(agent, &core, self.is_closing(), &mut batch) else { continue };
             // Before the copy, so that another thread can take the next slice; and behind the other transfers, so
             // that each moves on, and is looked at when its deadline comes.
-            let back = self.open.0.try_send(Order::Copy(Arc::clone(&core)));
+            let back = self.open.0.try_send(Order::Copy(core.clone()));
             let result = move_batch(&core, self.stores(&core), &mut batch).map(|()| post.bytes);
             work::complete(agent, &core, post, result);
             if let Err(TrySendError::Full(Order::Copy(core))) = back {

@@ -18,10 +18,16 @@ use crate::xfer::XferCore;
 /// Bytes that the kernel copies in one call where its ranges do not run out first.
 const FOREIGN_BYTES_MAX: u64 = 16 << 20;
 
-/// A transfer that is under way here, with the right to touch its memory.
+/// The state of a transfer here. It stays when the transfer has ended, for its memory.
 #[derive(Debug)]
 pub(crate) struct Work {
     state: Xfer,
+    open: Option<Open>,
+}
+
+/// What a transfer that is under way holds: the right to touch its memory, and what to say at its end.
+#[derive(Debug)]
+struct Open {
     passes: Passes,
     notif: Option<Vec<u8>>,
 }
@@ -35,8 +41,11 @@ impl Work {
         };
         // Whoever takes a slice copies it at once, so there are never more in flight than threads at it.
         let limits = SliceLimits::new(limits, RANGES_MAX, u32::MAX);
-        let state = Xfer::new(limits, agent.clock.now() + core.timeout);
-        *lock(core) = Some(Self { state, passes, notif });
+        let deadline = agent.clock.now() + core.timeout;
+        let mut guard = lock(core);
+        let work = guard.get_or_insert_with(|| Self { state: Xfer::new(limits, deadline), open: None });
+        work.state.restart(limits, deadline);
+        work.open = Some(Open { passes, notif });
     }
 
     /// Makes it stop where there is a reason to.
@@ -63,7 +72,7 @@ pub(super) fn take_slice(
     batch: &mut Batch,
 ) -> Option<SlicePost> {
     let mut guard = lock(core);
-    let work = guard.as_mut()?;
+    let work = guard.as_mut().filter(|work| work.open.is_some())?;
     work.look_around(agent, core, closing);
     let post = work.state.poll_slice(core.sides(), batch.pieces());
     if post.is_none() {
@@ -82,8 +91,9 @@ pub(super) fn complete(agent: &Shared, core: &XferCore, post: SlicePost, result:
 }
 
 fn end_if_over(agent: &Shared, core: &XferCore, mut guard: MutexGuard<'_, Option<Work>>) {
-    let Some(outcome) = guard.as_mut().and_then(|work| work.state.poll_outcome(core.sides())) else { return };
-    let Some(Work { passes, notif, .. }) = guard.take() else { return };
+    let Some(work) = guard.as_mut().filter(|work| work.open.is_some()) else { return };
+    let Some(outcome) = work.state.poll_outcome(core.sides()) else { return };
+    let Some(Open { passes, notif }) = work.open.take() else { return };
     drop(guard);
     let result = match outcome {
         // Nobody asked for it, so it was the agent's end.

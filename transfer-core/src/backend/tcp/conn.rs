@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use transfer_proto::codec::DecodeError;
 use transfer_proto::desc::DescList;
@@ -18,7 +17,7 @@ use super::send::{Keeper, SendQueue};
 use super::serve::{self, Served};
 use crate::backend::{Completion, Slice};
 use crate::mem::{Pass, RegionCore, RegionTable};
-use crate::xfer::{Op, XferCore};
+use crate::xfer::{Op, XferRef};
 
 /// Bytes taken from one connection before the others get their turn.
 const TURN_BYTES: usize = 8 << 20;
@@ -49,7 +48,7 @@ pub(super) enum ConnError {
 /// A slice of ours that is on the connection.
 struct Awaited {
     bytes: u64,
-    core: Arc<XferCore>,
+    core: XferRef,
     /// For a read: where its bytes go.
     ranges: Vec<RawRange>,
     /// Nobody waits for its data any more; its completion was told.
@@ -71,7 +70,7 @@ enum Landing {
     /// A peer writes into our regions.
     Served { answer: DataHeader, _pass: Pass<RegionCore> },
     /// The answer to a read of ours.
-    Own { slice: (XferId, u32), bytes: u64, _core: Arc<XferCore> },
+    Own { slice: (XferId, u32), bytes: u64, _core: XferRef },
 }
 
 /// One connection.
@@ -129,14 +128,14 @@ impl Conn {
         let core = &slice.core;
         let remote = core.remote.core.list.descs();
         let (mut list, mut ranges) = (DescList::new(), self.spares.pop().unwrap_or_default());
-        for piece in &slice.pieces {
+        for piece in slice.pieces.iter() {
             list.push_span(&remote[piece.remote.0 as usize], piece.remote.1, piece.len);
             // Pieces are made from the list, so they lie in it.
             let range = core.local.core.range(piece);
             ranges.push(range.ok_or_else(|| slice.failed(SliceError::WrongReply))?);
         }
         let draft = self.out.draft().list(&list);
-        let keeper = Keeper::Own { _core: Arc::clone(core) };
+        let keeper = Keeper::Own { _core: core.clone() };
         let header = |kind| DataHeader::new(kind, slice.xfer, slice.slice);
         match core.op {
             Op::Write => {

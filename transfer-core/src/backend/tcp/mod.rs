@@ -21,7 +21,7 @@ use transfer_sys::poll::{Epoll, Ready};
 use self::conn::{Conn, ConnError};
 use super::{Backend, Completion, Slice};
 use crate::shared::Shared;
-use crate::xfer::XferCore;
+use crate::xfer::XferRef;
 
 /// The data connections of an agent.
 pub(crate) struct Tcp {
@@ -191,7 +191,7 @@ impl Backend for Tcp {
         completions.append(&mut self.done);
     }
 
-    fn abandon(&mut self, core: &Arc<XferCore>, xfer: XferId, now: bool) {
+    fn abandon(&mut self, core: &XferRef, xfer: XferId, now: bool) {
         let peer = core.remote.core.peer.key;
         self.end_waiting(|slice| slice.xfer == xfer);
         for token in self.by_peer.get(&peer).cloned().unwrap_or_default() {

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 
 use transfer_proto::desc::DescList;
 use transfer_proto::id::XferId;
@@ -12,7 +11,7 @@ use transfer_sys::{OsResult, RawRange, socket};
 
 use crate::backend::shm::advance;
 use crate::mem::{Pass, RegionCore};
-use crate::xfer::XferCore;
+use crate::xfer::XferRef;
 
 /// Bytes of one call. What the kernel takes of them is in its buffers; the rest is gathered anew.
 const SEND_BYTES: usize = 2 << 20;
@@ -28,7 +27,7 @@ pub(super) enum Keeper {
     /// It has none.
     None,
     /// A transfer of this agent, whose task holds the passes.
-    Own { _core: Arc<XferCore> },
+    Own { _core: XferRef },
     /// A peer reads our regions.
     Served { _pass: Pass<RegionCore> },
 }
