@@ -87,7 +87,7 @@ fn legend(out: &mut Svg, rows: &[&Row]) {
             out.mark(op, true, (x + offset, y - 4.0), "");
         }
         out.text(x + 28.0, y, "", "start", "scattered pages");
-        x += 132.0;
+        x += 144.0;
     }
     out.add(format_args!("<path class=\"roof\" d=\"M{x:.1} {:.1}h24\"/>", y - 4.0));
     out.text(x + 30.0, y, "", "start", "roof, measured in the same run");
@@ -291,6 +291,7 @@ mod tests {
             share_max: 0.9,
             roof_kind: RoofKind::Memcpy,
             roof_p50_us: f64::NAN,
+            p50_of_roof: f64::NAN,
             wait: Wait::Block,
             windows: 5,
             transfers: 5,

@@ -105,6 +105,9 @@ pub struct Details {
     pub roof_kind: RoofKind,
     /// One round of the roof, median: a bare round trip for sockets. `NaN` where rounds are not timed one by one.
     pub roof_p50_us: f64,
+    /// Post to done beside a round of the roof: the median of what the medians of each window are to those of the roof
+    /// just before and after it. `NaN` where rounds are not timed one by one.
+    pub p50_of_roof: f64,
     /// How transfers were waited for.
     pub wait: Wait,
     /// Windows measured.
@@ -259,6 +262,7 @@ mod tests {
             share_max: 1.02,
             roof_kind: RoofKind::ProcessVm,
             roof_p50_us: f64::NAN,
+            p50_of_roof: f64::NAN,
             wait: Wait::Block,
             windows: 5,
             transfers: 90,
@@ -289,7 +293,8 @@ mod tests {
                         cpu_s_per_gib roof share verified";
         let promised: Vec<&str> = promised.split_whitespace().collect();
         assert_eq!(names[..promised.len()], promised);
-        let further = "share_min share_max roof_kind roof_p50_us wait windows transfers wire_bytes";
+        let further =
+            "share_min share_max roof_kind roof_p50_us p50_of_roof wait windows transfers wire_bytes";
         assert_eq!(names[promised.len()..], further.split(' ').collect::<Vec<_>>());
         assert_eq!(json["path"], "process-vm");
         assert_eq!(json["op"], "write");

@@ -53,6 +53,12 @@ impl Histogram {
         self.count += 1;
     }
 
+    /// Counts all that another one has.
+    pub fn add(&mut self, other: &Self) {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(mine, more)| *mine += more);
+        self.count += other.count;
+    }
+
     /// How many values came.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -115,6 +121,9 @@ mod tests {
         let told = [500, 990, 999, 1000].map(|permille| histogram.quantile(permille));
         assert_eq!(told, [50.0, 99.0, 100.0, 100.0]);
         assert_eq!(histogram.count(), 100);
+        let mut both = histogram.clone();
+        both.add(&histogram);
+        assert_eq!((both.count(), both.quantile(500)), (200, 50.0));
     }
 
     #[test]

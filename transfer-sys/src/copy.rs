@@ -95,6 +95,18 @@ fn parse_kib(text: &str) -> Option<usize> {
     text.strip_suffix('K')?.parse::<usize>().ok()?.checked_mul(1024)
 }
 
+/// Which kernel [`Stores::Streaming`] takes on this processor, by the name of its instructions; for people.
+#[must_use]
+pub fn streaming_kernel() -> &'static str {
+    // In the order of `hr_stream_best`.
+    let kernels: &[&str] = match std::env::consts::ARCH {
+        "x86_64" => &["avx512f", "avx2", "sse2"],
+        "aarch64" => &["neon"],
+        _ => &[],
+    };
+    usize::try_from(hr_stream_best()).ok().and_then(|best| kernels.get(best)).copied().unwrap_or("memcpy")
+}
+
 /// Copies `src` out into `out`, of the same length.
 ///
 /// # Panics
@@ -124,6 +136,15 @@ pub unsafe fn copy_in(dst: RawRange, data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernel_that_is_told_is_one_that_this_processor_has() {
+        let told = streaming_kernel();
+        let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
+        assert!(!told.starts_with("avx") || has(told), "{told}");
+        assert_eq!(told == "memcpy", !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")));
+    }
 
     /// Cached, and each streaming kernel that this processor has.
     fn kernels() -> Vec<Option<c_int>> {

@@ -23,10 +23,13 @@ pub(crate) struct TargetProcess {
 
 impl TargetProcess {
     /// Starts one.
-    pub(crate) fn start(wait: Wait) -> Result<Self> {
+    pub(crate) fn start(wait: Wait, cpu: Option<usize>) -> Result<Self> {
         let binary = std::env::current_exe().context("cannot find this binary")?;
         let mut command = Command::new(binary);
         command.args(["target", "--json", "--until-stdin-ends", "--wait", &wait.to_string()]);
+        if let Some(cpu) = cpu {
+            command.args(["--cpu", &cpu.to_string()]);
+        }
         // A group of its own: Ctrl-C is for the process that was started by hand, which then ends this one.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut child = command.spawn().context("cannot start the target process")?;

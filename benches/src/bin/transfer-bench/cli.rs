@@ -29,7 +29,7 @@ Examples:
   transfer-bench run --path tcp --op read         one path, one direction
   transfer-bench run --count 8192 --len 16KiB     8192 scattered pages of 16 KiB, every path
   transfer-bench run --path shm --len 4KiB,64KiB,1MiB
-  transfer-bench run --path tcp --len 4KiB --wait poll    latency without sleeping, both sides
+  transfer-bench run --path tcp --len 4KiB --wait poll --cpus 0,1    latency without sleeping, each side on its core
   transfer-bench run --path tcp --len 64MiB --roof iperf3
   transfer-bench run --svg bandwidth.svg          the table as a picture, too
   transfer-bench run --json | jq '{path, op, len, gbps, share}'
@@ -47,7 +47,7 @@ Columns:
 
 JSON has one object for each row: path, op, count, len, gbps, p50_us, p99_us, p999_us, prep_ns_per_desc,
 post_ns_per_desc, cpu_s_per_gib, roof, share, verified; and share_min, share_max, roof_kind, roof_p50_us (a bare
-round trip), wait, windows, transfers, wire_bytes (the remote list on the wire). A row that failed has an error.
+round trip), p50_of_roof (window by window), wait, windows, transfers, wire_bytes (the remote list on the wire). A row that failed has an error.
 
 Exit code: 0 if every row was verified, 1 if not, 3 if the target was lost, 130 if interrupted.";
 
@@ -164,6 +164,9 @@ pub(crate) enum RoofChoice {
 #[derive(Args)]
 #[command(after_help = RUN_HELP)]
 pub(crate) struct RunArgs {
+    /// Cores of the two processes, like 0,1: latency then does not depend on where they happen to run
+    #[arg(long, value_name = "A,B", value_parser = parse_cpus)]
+    pub(crate) cpus: Option<(usize, usize)>,
     #[command(flatten)]
     pub(crate) sweep: SweepArgs,
 }
@@ -197,6 +200,9 @@ pub(crate) struct TargetArgs {
     /// One JSON object for each event
     #[arg(long)]
     pub(crate) json: bool,
+    /// The core to run on
+    #[arg(long, hide = true)]
+    pub(crate) cpu: Option<usize>,
     /// End when stdin does: for the process that started this one
     #[arg(long, hide = true)]
     pub(crate) until_stdin_ends: bool,
@@ -226,6 +232,11 @@ pub(crate) fn setup(config: &mut Config, trust: &Trust) -> Result<()> {
 fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().ok().filter(|seconds| (0.001..=3600.0).contains(seconds));
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "write a number of seconds, 0.001 to 3600".to_owned())
+}
+
+fn parse_cpus(text: &str) -> Result<(usize, usize), String> {
+    let both = text.split_once(',').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    both.ok_or_else(|| "write two numbers of cores, like 0,1".to_owned())
 }
 
 fn parse_streams(text: &str) -> Result<usize, String> {

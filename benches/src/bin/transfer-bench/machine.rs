@@ -5,6 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use transfer_bench::shape::size;
 
 /// The machine in one line.
@@ -64,6 +66,13 @@ pub(crate) fn check_memory(needed: u64) -> Result<()> {
         ),
         _ => Ok(()),
     }
+}
+
+/// Keeps this thread, and all that it starts from now on, on one core.
+pub(crate) fn pin(cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    pinned.with_context(|| format!("cannot run on core {cpu}; `nproc` tells how many there are"))
 }
 
 /// Clock ticks of `/proc/PID/stat` in a second; fixed for user space on Linux, whatever the kernel's own clock.

@@ -30,6 +30,7 @@ pub(crate) struct Transfers<'a> {
     wait: Wait,
     prepare: Duration,
     wire_bytes: u64,
+    /// Of the window under way.
     latencies_ns: Histogram,
     posts_ns: Histogram,
 }
@@ -38,7 +39,11 @@ pub(crate) struct Transfers<'a> {
 #[derive(Default)]
 struct Windows {
     rates: Vec<f64>,
+    p50s_us: Vec<f64>,
+    latencies_ns: Histogram,
+    /// One more than windows: before and after each.
     roofs: Vec<f64>,
+    roof_p50s_us: Vec<f64>,
     moved: u64,
     cpu: Duration,
 }
@@ -110,9 +115,10 @@ impl<'a> Transfers<'a> {
         // Caches, socket windows, and how many rounds the bare sockets need: found out before it counts.
         roof.burst(slot / 4)?;
         self.burst(slot / 4, stop)?;
+        roof.take_p50_us();
         (self.latencies_ns, self.posts_ns) = (Histogram::default(), Histogram::default());
-        roof.restart();
-        let mut windows = Windows { roofs: vec![roof.burst(slot)?], ..Windows::default() };
+        let mut windows = Windows::default();
+        windows.add_roof(roof, slot)?;
         for _ in 0..measure.repeats {
             let before = self.talk.ask(Ask::Cpu)?.cpu()? + cpu_time()?;
             let (bytes, elapsed) = self.burst(slot, stop)?;
@@ -120,19 +126,18 @@ impl<'a> Transfers<'a> {
             windows.cpu += after.saturating_sub(before);
             windows.moved += bytes;
             windows.rates.push(gbps(bytes, elapsed));
-            windows.roofs.push(roof.burst(slot)?);
+            windows.add_latencies(&std::mem::take(&mut self.latencies_ns));
+            windows.add_roof(roof, slot)?;
             stop.check()?;
         }
-        Ok(self.told(&windows, roof.p50_us(), kind))
+        Ok(self.told(&windows, kind))
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a measurement has fewer digits")]
-    fn told(self, windows: &Windows, roof_p50_us: f64, roof_kind: RoofKind) -> (Figures, Details) {
-        let micros = |permille| self.latencies_ns.quantile(permille) / 1e3;
+    fn told(self, windows: &Windows, roof_kind: RoofKind) -> (Figures, Details) {
+        let micros = |permille| windows.latencies_ns.quantile(permille) / 1e3;
         let descs = f64::from(self.shape.count());
-        // Each window beside the roof just before and after it, which saw the same neighbours.
-        let roofs = windows.roofs.windows(2).map(|pair| pair.iter().sum::<f64>() / 2.0);
-        let shares: Vec<f64> = windows.rates.iter().zip(roofs).map(|(rate, roof)| rate / roof).collect();
+        let shares = beside(&windows.rates, &windows.roofs);
         let figures = Figures {
             gbps: median(windows.rates.iter().copied()),
             p50_us: micros(500),
@@ -149,14 +154,34 @@ impl<'a> Transfers<'a> {
             share_min,
             share_max,
             roof_kind,
-            roof_p50_us,
+            roof_p50_us: median(windows.roof_p50s_us.iter().copied()),
+            p50_of_roof: median(beside(&windows.p50s_us, &windows.roof_p50s_us)),
             wait: self.wait,
             windows: u32::try_from(windows.rates.len()).unwrap_or(u32::MAX),
-            transfers: self.latencies_ns.count(),
+            transfers: windows.latencies_ns.count(),
             wire_bytes: self.wire_bytes,
         };
         (figures, details)
     }
+}
+
+impl Windows {
+    fn add_roof(&mut self, roof: &mut ShapeRoof<'_>, slot: Duration) -> Result<()> {
+        self.roofs.push(roof.burst(slot)?);
+        self.roof_p50s_us.push(roof.take_p50_us());
+        Ok(())
+    }
+
+    fn add_latencies(&mut self, latencies_ns: &Histogram) {
+        self.p50s_us.push(latencies_ns.quantile(500) / 1e3);
+        self.latencies_ns.add(latencies_ns);
+    }
+}
+
+/// Each window beside the roof just before and after it, which saw the same neighbours.
+fn beside(windows: &[f64], roofs: &[f64]) -> Vec<f64> {
+    let roofs = roofs.windows(2).map(|pair| pair.iter().sum::<f64>() / 2.0);
+    windows.iter().zip(roofs).map(|(window, roof)| window / roof).collect()
 }
 
 /// One transfer; how long until it was posted and done.

@@ -85,8 +85,8 @@ fn plan(args: &SweepArgs) -> Result<Vec<PathPlan>> {
 
 /// Who is measured against.
 enum Target {
-    /// A process of this run, started again where it is lost.
-    Own(TargetProcess),
+    /// A process of this run, started again where it is lost, and its core.
+    Own(TargetProcess, Option<usize>),
     /// One that somebody else started.
     Other(Address),
 }
@@ -94,7 +94,7 @@ enum Target {
 impl Target {
     fn address(&self) -> &Address {
         match self {
-            Self::Own(process) => process.address(),
+            Self::Own(process, _) => process.address(),
             Self::Other(address) => address,
         }
     }
@@ -116,7 +116,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<Outcome> {
     for path in &plan {
         machine::check_memory(REGIONS.saturating_mul(region_bytes(path)))?;
     }
-    let target = Target::Own(TargetProcess::start(args.sweep.measure.wait)?);
+    let (cpu, target_cpu) = args.cpus.unzip();
+    cpu.map_or(Ok(()), machine::pin)?;
+    let target = Target::Own(TargetProcess::start(args.sweep.measure.wait, target_cpu)?, target_cpu);
     sweep(&args.sweep, &Trust::default(), target, &plan, &stop)
 }
 
@@ -187,10 +189,11 @@ impl Sweep<'_> {
     }
 
     fn open(&mut self, path: &PathPlan) -> Result<Session> {
-        if let Target::Own(process) = &mut self.target
+        if let Target::Own(process, cpu) = &mut self.target
             && !process.is_alive()
         {
-            self.target = Target::Own(TargetProcess::start(self.args.measure.wait)?);
+            let cpu = *cpu;
+            self.target = Target::Own(TargetProcess::start(self.args.measure.wait, cpu)?, cpu);
         }
         Session::open(&Plan {
             address: self.target.address(),
@@ -228,7 +231,7 @@ fn region_bytes(path: &PathPlan) -> u64 {
 /// Says what is measured, on what, against what. Beside JSON it goes to stderr.
 fn introduce(args: &SweepArgs, target: &Target) {
     let between = match target {
-        Target::Own(_) => "two processes on this machine".to_owned(),
+        Target::Own(..) => "two processes on this machine".to_owned(),
         Target::Other(address) => format!("this process and the target at {address}"),
     };
     let tcp = match args.measure.roof {
@@ -309,6 +312,7 @@ mod tests {
             "initiator",
             "initiator --connect nowhere",
             "target --listen here",
+            "run --cpus 1",
         ];
         for line in lines {
             let line = format!("transfer-bench {line}");

@@ -1,7 +1,7 @@
 //! The side that serves: it has a region for each initiator, fills it, and compares every byte of it.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -42,6 +42,7 @@ enum End {
 
 /// Serves until it is asked to end.
 pub(crate) fn serve(args: &TargetArgs) -> Result<()> {
+    args.cpu.map_or(Ok(()), machine::pin)?;
     let (ends, end) = channel();
     let interrupted = ends.clone();
     let _stop = Stop::catch(move || {
@@ -62,7 +63,7 @@ pub(crate) fn serve(args: &TargetArgs) -> Result<()> {
     }
     let server = Server {
         agent: agent.clone(),
-        ip: reachable(args.listen.ip()),
+        ip: args.listen.ip(),
         json: args.json,
         once: args.once,
         sessions: HashMap::new(),
@@ -79,11 +80,6 @@ fn wait(end: &Receiver<End>) -> Result<()> {
         End::Asked | End::Served => Ok(()),
         End::Failed(error) => Err(error),
     }
-}
-
-/// Where this host reaches itself, for what listens beside the agent.
-fn reachable(ip: IpAddr) -> IpAddr {
-    if ip.is_unspecified() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { ip }
 }
 
 /// Says where the target is and what to do with it.

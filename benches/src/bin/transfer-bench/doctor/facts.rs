@@ -20,6 +20,8 @@ pub(crate) struct Facts {
     pub(crate) l1d_bytes: Option<u64>,
     pub(crate) l2_bytes: Option<u64>,
     pub(crate) l3_bytes: Option<u64>,
+    /// The engine's kernel for copies that exceed the caches.
+    pub(crate) copy_kernel: &'static str,
     /// What the CPU has for copying.
     pub(crate) copy_features: Vec<&'static str>,
     pub(crate) numa_nodes: usize,
@@ -69,6 +71,7 @@ impl Facts {
             l1d_bytes: cache(1),
             l2_bytes: cache(2),
             l3_bytes: cache(3),
+            copy_kernel: transfer_sys::copy::streaming_kernel(),
             copy_features: copy_features(),
             numa_nodes: names("/sys/devices/system/node", "node").len().max(1),
             memory_bytes: machine::meminfo("MemTotal"),

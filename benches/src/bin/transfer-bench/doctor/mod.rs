@@ -31,7 +31,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<bool> {
         println!("transfer-bench {}: looking around, a few seconds\n", env!("CARGO_PKG_VERSION"));
     }
     let machine = Facts::read();
-    let target = TargetProcess::start(Wait::Block)?;
+    let target = TargetProcess::start(Wait::Block, None)?;
     let paths = PathName::ALL.into_iter().map(|path| paths::measure(path, target.address()));
     let paths = paths.collect::<Result<Vec<_>>>()?;
     let agents = paths::agents(target.address())?;
@@ -88,14 +88,11 @@ fn about_machine(machine: &Facts, lines: &mut Vec<(&'static str, String)>) {
     let gib =
         |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), |bytes| format!("{} GiB", bytes >> 30));
     let quota = machine.cpu_quota.map_or_else(String::new, |quota| format!(" (a quota of {quota:.1})"));
-    let copies = match machine.copy_features.as_slice() {
-        [] => "none that is asked for".to_owned(),
-        features => features.join(" "),
-    };
+    let copies = format!("{} (there is {})", machine.copy_kernel, machine.copy_features.join(" "));
     let mode = |mode: &Option<String>| mode.clone().unwrap_or_else(|| "?".to_owned());
     let caches = [machine.l1d_bytes, machine.l2_bytes, machine.l3_bytes].map(known);
     lines.push(("CPU", format!("{} ({}), {} cores{quota}", machine.cpu, machine.arch, machine.cores)));
-    lines.push(("", format!("caches {}, {}, {}; for copying: {copies}", caches[0], caches[1], caches[2])));
+    lines.push(("", format!("caches {}, {}, {}; copy kernel: {copies}", caches[0], caches[1], caches[2])));
     let nodes = if machine.numa_nodes == 1 {
         "one NUMA node".to_owned()
     } else {

@@ -189,14 +189,9 @@ impl ShapeRoof<'_> {
         }
     }
 
-    /// Forgets the times of single rounds.
-    pub(crate) fn restart(&mut self) {
-        self.times = Histogram::default();
-    }
-
-    /// The median of single rounds, in microseconds; `NaN` where none was timed.
-    pub(crate) fn p50_us(&self) -> f64 {
-        self.times.quantile(500) / 1e3
+    /// The median of single rounds since it was last asked, in microseconds; `NaN` where none was timed.
+    pub(crate) fn take_p50_us(&mut self) -> f64 {
+        std::mem::take(&mut self.times).quantile(500) / 1e3
     }
 }
 
@@ -228,7 +223,7 @@ mod tests {
         let work = Work::Copy { src: aligned(&mut local), dst: aligned(&mut remote), spans };
         let mut roof = ShapeRoof { work, bytes: shape.bytes(), rounds: 1, times: Histogram::default() };
         assert!(roof.burst(Duration::from_millis(1)).unwrap() > 0.0);
-        assert!(roof.p50_us().is_nan());
+        assert!(roof.take_p50_us().is_nan());
         let remote = aligned(&mut remote);
         assert_eq!(remote.iter().filter(|&&byte| byte == 7).count(), 900);
         for start in shape.offsets(Side::Remote) {
