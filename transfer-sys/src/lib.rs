@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | [`copy`] | copies between raw ranges | `csrc/copy.c` |
 //! | [`memfd`] | sealed anonymous files and their mappings | memfd_create(2), mmap(2), fcntl(2) |
+//! | [`numa`] | nodes of memory, and running next to them | mbind(2), get_mempolicy(2), sched_setaffinity(2) |
 //! | [`process`] | another process's memory, and whether it still lives | process_vm_readv(2), pidfd_open(2) |
 //! | [`socket`] | vectored I/O on raw ranges, file descriptors in messages, peer credentials | unix(7), tcp(7) |
 //! | [`words`] | atomic words that one process writes and others read | memfd_create(2), std::sync::atomic |
@@ -22,6 +23,7 @@
 pub mod copy;
 mod error;
 pub mod memfd;
+pub mod numa;
 pub mod poll;
 pub mod process;
 mod range;

@@ -1,7 +1,7 @@
 //! Mappings of sealed files.
 #![allow(unsafe_code, reason = "mmap, munmap, madvise, fstat and fcntl")]
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
 
 use crate::{OsError, OsResult, RawRange};
@@ -11,6 +11,8 @@ use crate::{OsError, OsResult, RawRange};
 pub struct Mapping {
     addr: NonNull<u8>,
     len: usize,
+    /// What is mapped in fact: whole pages, where they are huge.
+    mapped: usize,
     writable: bool,
 }
 
@@ -29,7 +31,7 @@ impl Mapping {
     /// file is smaller than `len`; or what mmap says.
     pub fn of(file: &OwnedFd, len: usize) -> OsResult<Self> {
         check(file, len)?;
-        Self::map(file.as_raw_fd(), len, true)
+        Self::map(file, len, true, "peer's memory")
     }
 
     /// The same, only to read: a write to it ends the process with SIGSEGV. This is what a file allows whose maker
@@ -40,24 +42,28 @@ impl Mapping {
     /// As [`Mapping::of`].
     pub fn read_only(file: &OwnedFd, len: usize) -> OsResult<Self> {
         check(file, len)?;
-        Self::map(file.as_raw_fd(), len, false)
+        Self::map(file, len, false, "peer's memory")
     }
 
     /// The mapping of the file's maker, which has yet to seal it.
-    pub(super) fn own(file: &OwnedFd, len: usize) -> OsResult<Self> {
-        Self::map(file.as_raw_fd(), len, true)
+    pub(super) fn own(file: &OwnedFd, len: usize, what: &str) -> OsResult<Self> {
+        Self::map(file, len, true, what)
     }
 
-    fn map(raw: RawFd, len: usize, writable: bool) -> OsResult<Self> {
+    fn map(file: &OwnedFd, len: usize, writable: bool, what: &str) -> OsResult<Self> {
+        let raw = file.as_raw_fd();
+        // The kernel maps whole huge pages, and wants to hear of whole ones when they go.
+        let Stat { size, page } = stat(file)?;
+        let mapped = len.next_multiple_of(page).min(size).max(len).max(1);
         let prot = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
         // SAFETY: a new mapping at an address that the kernel chooses touches no existing memory.
-        let addr = unsafe { libc::mmap(null_mut(), len.max(1), prot, libc::MAP_SHARED, raw, 0) };
+        let addr = unsafe { libc::mmap(null_mut(), mapped, prot, libc::MAP_SHARED, raw, 0) };
         if addr == libc::MAP_FAILED {
             let access = if writable { "writable" } else { "read-only" };
-            return Err(OsError::last("mmap", format!("{len} shared bytes, {access}")));
+            return Err(OsError::last("mmap", format!("{len} shared bytes, {access}: {what}")));
         }
         let null = || OsError::new("mmap", "mapped at null", libc::ENOMEM);
-        Ok(Self { addr: NonNull::new(addr.cast()).ok_or_else(null)?, len, writable })
+        Ok(Self { addr: NonNull::new(addr.cast()).ok_or_else(null)?, len, mapped, writable })
     }
 
     /// Gives every page its memory and its place in the page table now, so that no access faults later: a fault costs
@@ -101,6 +107,11 @@ impl Mapping {
         RawRange::from_nonnull(self.addr, self.len)
     }
 
+    /// Everything that is mapped.
+    pub(super) fn pages(&self) -> RawRange {
+        RawRange::from_nonnull(self.addr, self.mapped)
+    }
+
     /// Whether the bytes may be written.
     #[must_use]
     pub fn is_writable(&self) -> bool {
@@ -111,7 +122,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: this value made the mapping and is its only owner; no range outlives it by contract of `copy`.
-        let rc = unsafe { libc::munmap(self.addr.as_ptr().cast(), self.len.max(1)) };
+        let rc = unsafe { libc::munmap(self.addr.as_ptr().cast(), self.mapped) };
         debug_assert_eq!(rc, 0, "munmap of an own mapping");
     }
 }
@@ -130,7 +141,7 @@ fn check(file: &OwnedFd, len: usize) -> OsResult<()> {
     if seals < 0 || seals & libc::F_SEAL_SHRINK == 0 {
         return Err(OsError::new("fcntl", "peer's memory is not sealed against shrinking", libc::EPERM));
     }
-    let size = file_size(raw)?;
+    let size = stat(file)?.size;
     if size < len {
         return Err(OsError::new(
             "fstat",
@@ -141,13 +152,21 @@ fn check(file: &OwnedFd, len: usize) -> OsResult<()> {
     Ok(())
 }
 
-fn file_size(raw: RawFd) -> OsResult<usize> {
+/// What a mapping has to know of its file.
+pub(super) struct Stat {
+    pub(super) size: usize,
+    /// Bytes of a page where the file consists of huge ones; else a hint for readers.
+    pub(super) page: usize,
+}
+
+pub(super) fn stat(file: &OwnedFd) -> OsResult<Stat> {
     let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: the buffer has the size of the struct that fstat fills.
-    if unsafe { libc::fstat(raw, stat.as_mut_ptr()) } != 0 {
-        return Err(OsError::last("fstat", "peer's memory"));
+    if unsafe { libc::fstat(file.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
+        return Err(OsError::last("fstat", "shared memory"));
     }
     // SAFETY: fstat succeeded and filled it.
     let stat = unsafe { stat.assume_init() };
-    Ok(usize::try_from(stat.st_size).unwrap_or(0))
+    let whole = |value: i64| usize::try_from(value).unwrap_or(0);
+    Ok(Stat { size: whole(stat.st_size), page: whole(stat.st_blksize).max(1) })
 }

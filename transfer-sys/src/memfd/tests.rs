@@ -94,3 +94,64 @@ fn what_peers_may_write_they_can_map_either_way() {
     assert!(Mapping::of(&peer, 4096).unwrap().is_writable());
     assert!(!Mapping::read_only(&peer, 4096).unwrap().is_writable());
 }
+
+#[test]
+fn huge_pages_are_there_or_the_error_says_what_to_raise() {
+    let options = MemfdOptions::new("huge", (5 << 20) + 17).pages(Pages::Huge).peers_may_write(false);
+    match Memfd::create(&options) {
+        Ok(memfd) => {
+            memfd.populate().unwrap();
+            assert_eq!(memfd.range().len(), (5 << 20) + 17);
+            assert_eq!(Mapping::of(memfd.file(), 1).unwrap_err().errno, libc::EPERM);
+            // A peer maps some of it; both unmappings are of whole pages, which their drops assert.
+            let seen = Mapping::read_only(memfd.file(), (5 << 20) + 17).unwrap();
+            seen.populate().unwrap();
+            // SAFETY: both mappings live through the calls.
+            unsafe { copy::copy_in(memfd.range().sub(5 << 20, 5).unwrap(), b"hello") };
+            let mut out = [0; 5];
+            // SAFETY: as above.
+            unsafe { copy::copy_out(&mut out, seen.range().sub(5 << 20, 5).unwrap()) };
+            assert_eq!(&out, b"hello");
+        }
+        Err(error) => {
+            println!("SKIPPED in part, no huge pages: {error}");
+            assert!(error.to_string().contains("raise vm.nr_hugepages"), "{error}");
+        }
+    }
+    for bytes in [3 << 20, 1 << 40] {
+        let error = Memfd::create(&MemfdOptions::new("odd", 4096).pages(Pages::HugeOf(bytes))).unwrap_err();
+        assert!(error.op == "memfd_create" && error.operands.contains("/sys/kernel/mm/hugepages"), "{error}");
+    }
+}
+
+#[test]
+fn more_huge_pages_than_any_pool_has_are_an_error_that_leaves_nothing_behind() {
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = descriptors();
+    for _ in 0..100 {
+        let options = MemfdOptions::new("huge", 1 << 45).pages(Pages::Huge);
+        Memfd::create(&options).unwrap_err();
+        Memfd::create(&MemfdOptions::new("long", usize::MAX)).unwrap_err();
+    }
+    // Other tests of this process open some meanwhile.
+    assert!(descriptors() < before + 50);
+}
+
+#[test]
+fn memory_comes_from_the_node_that_was_asked_for() {
+    let bound = |node| Memfd::create(&MemfdOptions::new("bound", 8192).numa_node(Some(node)));
+    match bound(0) {
+        Ok(memfd) => {
+            memfd.populate().unwrap();
+            assert_eq!(numa::node_of(memfd.range()), Some(0));
+        }
+        Err(error) => {
+            println!("SKIPPED in part, no nodes: {error}");
+            assert!([libc::ENOSYS, libc::EPERM].contains(&error.errno), "{error}");
+        }
+    }
+    for node in [1023, 1024, u32::MAX] {
+        let error = bound(node).unwrap_err();
+        assert!(error.op == "mbind" && error.operands.contains("/sys/devices/system/node"), "{error}");
+    }
+}

@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use transfer_proto::proto::xfer::Failure;
 use transfer_sys::OsError;
 use transfer_sys::copy::{self, Stores};
+use transfer_sys::numa::{self, Nodes};
 
 pub(crate) use self::moves::advance;
 use self::moves::{Batch, move_all, move_batch};
@@ -51,6 +52,8 @@ pub(crate) struct Copies {
     batches: (Sender<Batch>, Receiver<Batch>),
     /// A transfer of at least so many bytes goes past the caches.
     stream_bytes_min: u64,
+    /// Where the machine has several nodes of memory.
+    nodes: Option<Nodes>,
     closing: AtomicBool,
 }
 
@@ -61,6 +64,7 @@ impl Copies {
             batches: crossbeam_channel::bounded(BATCHES_MAX),
             // Half the cache for both sides of it together: beyond that they drive each other out, and others' work too.
             stream_bytes_min: copy::cache_bytes() as u64 / 4,
+            nodes: Nodes::several(),
             closing: AtomicBool::new(false),
         }
     }
@@ -112,16 +116,29 @@ impl Copies {
 
     /// What a copying thread does.
     fn run(&self, agent: &Shared) {
-        let mut batch = Batch::default();
+        let (mut batch, mut near) = (Batch::default(), None);
         while let Ok(Order::Copy(core)) = self.open.1.recv() {
             let Some(post) = work::take_slice(agent, &core, self.is_closing(), &mut batch) else { continue };
             // Before the copy, so that another thread can take the next slice; and behind the other transfers, so
             // that each moves on, and is looked at when its deadline comes.
             let back = self.open.0.try_send(Order::Copy(core.clone()));
+            self.go_near(&core, &batch, &mut near);
             let result = move_batch(&core, self.stores(&core), &mut batch).map(|()| post.bytes);
             work::complete(agent, &core, post, result);
             if let Err(TrySendError::Full(Order::Copy(core))) = back {
                 while self.copy_slice(agent, &core, &mut batch) {}
+            }
+        }
+    }
+
+    /// Moves the calling thread, which is one of ours, next to the local memory of a slice, on a machine where it
+    /// matters. The peer's memory lies where the peer wants it, and one of the two has to come across.
+    fn go_near(&self, core: &XferCore, batch: &Batch, near: &mut Option<u32>) {
+        if let Some(nodes) = &self.nodes {
+            let node = batch.first_local(core).and_then(numa::node_of);
+            if node != *near {
+                nodes.stay_near(node);
+                *near = node;
             }
         }
     }

@@ -28,6 +28,11 @@ impl Batch {
         &mut self.pieces
     }
 
+    /// Where its first piece lies here.
+    pub(super) fn first_local(&self, core: &XferCore) -> Option<RawRange> {
+        core.local.core.range(self.pieces.first()?)
+    }
+
     /// Finds the memory of the pieces.
     fn bind(
         &mut self,
