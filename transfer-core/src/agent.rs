@@ -160,10 +160,10 @@ impl Agent {
         self.alloc_with(len, &RegionOptions::new(label))
     }
 
-    /// The same, with rights, blocks and the like.
+    /// The same, with rights, blocks, huge pages and the like.
     ///
     /// # Errors
-    /// As [`Agent::alloc`].
+    /// As [`Agent::alloc`]; [`Error::Os`] also where huge pages or the node are not there, with what to do.
     pub fn alloc_with(&self, len: usize, options: &RegionOptions) -> Result<Region> {
         options.check()?;
         self.insert(mem::alloc(len, options, &self.shared.ledger)?)
@@ -180,9 +180,9 @@ impl Agent {
     /// The same, with rights, blocks and the like.
     ///
     /// # Errors
-    /// As [`Agent::adopt`].
+    /// As [`Agent::adopt`]; [`Error::InvalidConfig`] for options that only allocated memory can have.
     pub fn adopt_with(&self, bytes: Vec<u8>, options: &RegionOptions) -> Result<Region> {
-        options.check()?;
+        options.check_given()?;
         self.insert(mem::adopt(bytes, options, &self.shared.ledger)?)
     }
 
@@ -203,7 +203,7 @@ impl Agent {
     /// The same, with rights, blocks and the like.
     ///
     /// # Errors
-    /// As [`Agent::register`].
+    /// As [`Agent::register`]; [`Error::InvalidConfig`] for options that only allocated memory can have.
     ///
     /// # Safety
     /// As [`Agent::register`].
@@ -214,7 +214,7 @@ impl Agent {
         len: usize,
         options: &RegionOptions,
     ) -> Result<Region> {
-        options.check()?;
+        options.check_given()?;
         self.insert(mem::borrow(addr, len, options, &self.shared.ledger)?)
     }
 

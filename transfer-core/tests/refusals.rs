@@ -18,7 +18,7 @@ use std::process::Command;
 use std::ptr::NonNull;
 
 use support::{WAIT, agent, bytes_of, pair, pattern};
-use transfer_core::{Agent, Desc, DescList, Error, Path, PathSet, Peer, Region, RegionId};
+use transfer_core::{Agent, Desc, DescList, Error, Path, PathSet, Peer, Region, RegionId, RegionOptions};
 use transfer_sys::memfd::{Mapping, Memfd, MemfdOptions};
 use two::Process;
 
@@ -119,6 +119,35 @@ fn another_user_is_served_over_sockets_and_told_why() {
     let told = process.ask(&format!("fetch {}", here.address().unwrap()));
     assert!(told.starts_with("path: tcp"), "{told}");
     assert!(told.contains("not shm (process_vm): the kernel's ptrace rules forbid it"), "{told}");
+}
+
+#[test]
+fn pages_and_nodes_are_given_as_asked_or_refused_with_the_remedy() {
+    let (here, there, peer) = pair(PathSet::SHM);
+    let options = RegionOptions::new("asked").huge_pages(true);
+    match there.alloc_with(LARGE - 1, &options) {
+        Ok(theirs) => {
+            theirs.write_at(0, &pattern(5, LARGE - 1)).unwrap();
+            peer.sync().unwrap();
+            let mine = here.alloc(LARGE - 1, "mine").unwrap();
+            let whole = |id| DescList::from(Desc::contiguous(id, 0, LARGE as u64 - 1));
+            let remote = peer.prepare(&whole(theirs.id())).unwrap();
+            assert_eq!(remote.path(), Path::SharedMemory);
+            let local = here.prepare(&whole(mine.id())).unwrap();
+            peer.read(&local, &remote).post().unwrap().wait(WAIT).unwrap();
+            assert!(bytes_of(&mine) == pattern(5, LARGE - 1));
+        }
+        Err(error) => {
+            println!("SKIPPED in part: {error}");
+            assert!(error.to_string().contains("raise vm.nr_hugepages"), "{error}");
+        }
+    }
+    let error = there.alloc_with(SMALL, &RegionOptions::new("far").numa_node(Some(1000))).unwrap_err();
+    assert!(matches!(&error, Error::Os(os) if os.op == "mbind"), "{error}");
+    for options in [options, RegionOptions::new("near").numa_node(Some(0))] {
+        let error = there.adopt_with(vec![0; SMALL], &options).unwrap_err();
+        assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+    }
 }
 
 const NOBODY: u32 = 65534;

@@ -255,6 +255,8 @@ fn regions_registered_later_are_known_and_closed_ones_are_not() {
         let (l, r) = (here.prepare(&whole(mine.id())).unwrap(), peer.prepare(&whole(info.id)).unwrap());
         peer.read(&l, &r).post().unwrap().wait(WAIT).unwrap();
         theirs.close().unwrap();
+        // Closing waits for those who are inside, not until every peer has heard of it.
+        peer.sync().unwrap();
         assert!(peer.region("r").is_none());
         let error = peer.read(&l, &r).post().unwrap_err();
         assert!(matches!(error, Error::RegionClosed { .. }), "{error}");

@@ -16,13 +16,26 @@ pub struct RegionOptions {
     /// Bytes of a block: what [`crate::Region::revoke`] revokes at the least. Default 0: all of the region. An agent has
     /// room for 2^24 blocks, each of which costs it 8 bytes.
     pub block_bytes: u64,
+    /// Whether it consists of huge pages, of the default size, from the administrator's pool (`vm.nr_hugepages`). Where
+    /// they are missing it does not come to be. Default false. Only for memory that the agent allocates.
+    pub huge_pages: bool,
+    /// The node whose memory it gets, on a machine that has several. Where that node runs out, the kernel frees memory
+    /// there by whatever means it has, and does not take another's. Default any. Only for memory that the agent
+    /// allocates.
+    pub numa_node: Option<u32>,
 }
 
 impl RegionOptions {
     /// A region of one block that peers may read and write.
     #[must_use]
     pub fn new(label: impl Into<String>) -> Self {
-        Self { label: label.into(), access: Access::ReadWrite, block_bytes: 0 }
+        Self {
+            label: label.into(),
+            access: Access::ReadWrite,
+            block_bytes: 0,
+            huge_pages: false,
+            numa_node: None,
+        }
     }
 
     /// What peers may do with it.
@@ -37,6 +50,32 @@ impl RegionOptions {
     pub fn block_bytes(mut self, bytes: u64) -> Self {
         self.block_bytes = bytes;
         self
+    }
+
+    /// Whether it consists of huge pages.
+    #[must_use]
+    pub fn huge_pages(mut self, huge: bool) -> Self {
+        self.huge_pages = huge;
+        self
+    }
+
+    /// The node whose memory it gets.
+    #[must_use]
+    pub fn numa_node(mut self, node: Option<u32>) -> Self {
+        self.numa_node = node;
+        self
+    }
+
+    /// For memory that comes with the call: it is what it is.
+    pub(crate) fn check_given(&self) -> Result<()> {
+        let asked = [("huge_pages", self.huge_pages), ("numa_node", self.numa_node.is_some())];
+        match asked.into_iter().find(|(_, asked)| *asked) {
+            None => self.check(),
+            Some((field, _)) => {
+                let problem = "holds for memory that the agent allocates; this one comes with its pages";
+                Err(Error::InvalidConfig { field, problem: problem.to_owned() })
+            }
+        }
     }
 
     pub(crate) fn check(&self) -> Result<()> {

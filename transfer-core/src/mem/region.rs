@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 
 use transfer_proto::id::RegionId;
 use transfer_proto::proto::metadata::{Access, Generations, RegionInfo, RegionKind};
-use transfer_sys::memfd::{Memfd, MemfdOptions};
+use transfer_sys::memfd::{Memfd, MemfdOptions, Pages};
 use transfer_sys::{RawRange, copy};
 
 use super::gate::{Gate, Gated};
@@ -123,7 +123,13 @@ impl Drop for RegionCore {
 /// [`Error::Os`], [`Error::TooLarge`]; so for the others.
 pub(crate) fn alloc(len: usize, options: &RegionOptions, ledger: &Arc<Ledger>) -> Result<Unnamed> {
     let may_write = options.access == Access::ReadWrite;
-    let memfd = Memfd::create(&MemfdOptions::new(&options.label, len).peers_may_write(may_write))?;
+    let pages = if options.huge_pages { Pages::Huge } else { Pages::Ordinary };
+    let memfd = Memfd::create(
+        &MemfdOptions::new(&options.label, len)
+            .peers_may_write(may_write)
+            .pages(pages)
+            .numa_node(options.numa_node),
+    )?;
     memfd.populate()?;
     Unnamed::new(Memory::Allocated { memfd }, options, ledger)
 }
