@@ -54,9 +54,12 @@
 // A timeout that never ends.
 #define HR_FOREVER UINT64_MAX
 
-// Bit of hr_config_t.flags: accepts peers from other hosts. They are not authenticated: whoever reaches the port can
-// read and write every region. Without it, a tcp_listen beyond loopback is an error.
-#define HR_CONFIG_ALLOW_REMOTE 1
+// Bit of hr_config_t.flags: meets peers of other hosts although there is no key: whoever reaches the port can read and
+// write every region. Without it and without a key, a tcp_listen beyond loopback is an error.
+#define HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY 1
+
+// Bytes behind hr_config_t.key.
+#define HR_KEY_SIZE 32
 
 // Bytes of hr_region_info_t.label, with the NUL.
 #define HR_LABEL_SIZE 256
@@ -90,7 +93,7 @@ typedef enum {
     HR_TOO_LARGE = -109,
     // A write to a region whose owner lets peers only read it.
     HR_READ_ONLY = -110,
-    // The other end speaks another version of the protocol: update the older one.
+    // The two agents speak no version of the protocol in common; the message says which one to update.
     HR_VERSION_MISMATCH = -201,
     // The other end broke the protocol, or is no agent at all.
     HR_PROTOCOL = -202,
@@ -98,6 +101,10 @@ typedef enum {
     HR_NO_PATH = -203,
     // The peer has no region of that label.
     HR_NOT_FOUND = -204,
+    // A key is missing on one of the two sides, or they are on two hosts and neither has one.
+    HR_AUTH_REQUIRED = -205,
+    // The other end does not have the same key.
+    HR_AUTH_FAILED = -206,
     // Nobody answers there.
     HR_UNREACHABLE = -301,
     // The peer died, restarted, froze or left.
@@ -219,6 +226,9 @@ typedef struct {
     const uint8_t *app_metadata;
     // How many bytes.
     size_t app_metadata_len;
+    // HR_KEY_SIZE random bytes that all agents have in common: each proves to the other that it has them. Default
+    // NULL: no key, and then only peers of this host are met.
+    const uint8_t *key;
     // Paths that transfers may take: hr_path_t values, or'ed. Default all.
     uint32_t paths;
     // HR_CONFIG_ values, or'ed. Default none.

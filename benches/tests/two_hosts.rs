@@ -175,7 +175,7 @@ fn whoever_else_listens_there_is_told_from_a_target() {
         let (mut stream, _) = listener.accept().unwrap();
         let mut preamble = [0; 8];
         stream.read_exact(&mut preamble).unwrap();
-        preamble[4] = 250;
+        (preamble[4], preamble[6]) = (250, 250);
         stream.write_all(&preamble).unwrap();
         let _until_closed = stream.read_to_end(&mut Vec::new());
     });
@@ -192,7 +192,7 @@ fn whoever_else_listens_there_is_told_from_a_target() {
 fn a_target_beyond_loopback_has_to_be_asked_for_loudly() {
     let output = Command::new(BINARY).args(["target", "--listen", "0.0.0.0:0"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("allow_remote"), "{}", said(&output));
+    assert!(said(&output).contains("insecure_remote_without_key"), "{}", said(&output));
 }
 
 /// Speaks to a target by hand.

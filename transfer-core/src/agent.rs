@@ -15,7 +15,6 @@ use transfer_proto::desc::DescList;
 use transfer_proto::id::Incarnation;
 use transfer_proto::plan::Path;
 use transfer_proto::proto::metadata::AgentMetadata;
-use transfer_proto::proto::preamble::{PreambleError, VERSION};
 use transfer_sys::OsError;
 
 use crate::address::Address;
@@ -24,7 +23,7 @@ use crate::clock::Clock;
 use crate::config::{Checked, Config};
 use crate::dial::dial;
 use crate::driver::{Driver, Seat};
-use crate::error::{Error, ProtocolError, Result};
+use crate::error::{Error, Result};
 use crate::event::{Event, EventQueue, Taken};
 use crate::list::{LocalCore, LocalList};
 use crate::mem::{self, Guests, Ledger, Region, RegionOptions, RegionTable, Unnamed};
@@ -74,6 +73,13 @@ impl Agent {
     /// [`Error::InvalidConfig`]; [`Error::Os`] where the address is taken or a resource is short.
     pub fn new(config: Config) -> Result<Self> {
         let config = config.check()?;
+        if config.accepts_anybody() {
+            tracing::warn!(
+                agent = config.name,
+                "insecure_remote_without_key is set: whoever reaches this agent's address can read and write all \
+                 its regions"
+            );
+        }
         let incarnation = Incarnation::from_bytes(random()?);
         let tcp_listener = config.tcp_listen.map(listen_tcp).transpose()?;
         let (local_name, local_listener) = listen_local(&config, incarnation)?;
@@ -248,8 +254,9 @@ impl Agent {
     /// sides know each other. Blocks up to `connect_timeout`, and up to `peer_timeout` for a peer that freezes.
     ///
     /// # Errors
-    /// [`Error::Unreachable`], [`Error::VersionMismatch`], [`Error::Protocol`], [`Error::PeerLost`] when it goes
-    /// in mid-handshake.
+    /// [`Error::Unreachable`], [`Error::VersionMismatch`], [`Error::AuthRequired`] where one side has a key and the
+    /// other has none, or neither and they are not on one host, [`Error::AuthFailed`] where the keys differ,
+    /// [`Error::Protocol`], [`Error::PeerLost`] when it goes in mid-handshake.
     pub fn connect(&self, address: &Address) -> Result<Peer> {
         let peer = Peer::new(dial(&self.shared, address)?, Arc::clone(&self.shared));
         peer.sync()?;
@@ -262,7 +269,8 @@ impl Agent {
     /// As [`Agent::connect`]; [`Error::Protocol`] for a damaged blob; [`Error::Unreachable`] where another agent is
     /// found at its addresses, because the one that made the blob is gone.
     pub fn add_peer(&self, blob: &[u8]) -> Result<Peer> {
-        let metadata = AgentMetadata::from_blob(blob).map_err(|error| bad_blob(&error))?;
+        let metadata = AgentMetadata::from_blob(blob)
+            .map_err(|error| Error::from_preamble("the metadata blob".to_owned(), error))?;
         let incarnation = metadata.incarnation;
         if let Some(core) = self.shared.peer(incarnation) {
             return Ok(Peer::new(core, Arc::clone(&self.shared)));
@@ -330,14 +338,6 @@ impl fmt::Debug for Agent {
     }
 }
 
-fn bad_blob(error: &PreambleError) -> Error {
-    let address = "the metadata blob".to_owned();
-    match *error {
-        PreambleError::Version { theirs } => Error::VersionMismatch { address, theirs, ours: VERSION },
-        error => Error::Protocol { address, source: ProtocolError::Preamble(error) },
-    }
-}
-
 fn listen_tcp(address: std::net::SocketAddr) -> Result<TcpListener> {
     let listener = TcpListener::bind(address).and_then(|l| l.set_nonblocking(true).map(|()| l));
     Ok(listener.map_err(|e| OsError::from_io("bind", address.to_string(), &e))?)
@@ -359,7 +359,7 @@ fn listen_local(config: &Checked, incarnation: Incarnation) -> Result<(String, O
     Ok((name, Some(listener)))
 }
 
-fn random<const N: usize>() -> Result<[u8; N]> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     let failed = |e: getrandom::Error| OsError::new("getrandom", "", e.raw_os_error().unwrap_or(5));
     getrandom::fill(&mut bytes).map_err(failed)?;

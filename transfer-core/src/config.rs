@@ -9,6 +9,7 @@ use transfer_proto::proto::metadata::{APP_METADATA_MAX, NAME_MAX};
 use transfer_proto::proto::xfer::SliceLimits;
 
 use crate::error::{Error, Result};
+use crate::secure::{Key, Terms};
 
 /// How an agent behaves. Start from [`Config::new`] and change what you need; it is checked when the agent is
 /// created.
@@ -20,9 +21,14 @@ pub struct Config {
     /// Where to accept peers by TCP; port 0 takes a free one. Default `127.0.0.1:0`. `None`: only peers of this
     /// host can connect, by [`crate::Address::Local`].
     pub tcp_listen: Option<SocketAddr>,
-    /// Accepts peers from other hosts. They are not authenticated: whoever reaches the port can read and write
-    /// every region. Default false, and then a listening address beyond loopback is an error.
-    pub allow_remote: bool,
+    /// What all agents that may meet have in common: each proves it to the other on every connection, and control
+    /// connections are sealed with it. Default `None`, and then only peers of this host are met, over Unix sockets
+    /// and loopback. What it gives and what not: whoever has it may do everything, and payload travels as it is.
+    pub key: Option<Key>,
+    /// Meets peers of other hosts although there is no key: whoever reaches the port, or is reached by name, can
+    /// read and write every region. Default false, and then a listening address beyond loopback is an error, and
+    /// so is connecting to one.
+    pub insecure_remote_without_key: bool,
     /// Bytes that describe the application to its peers (layout of its KV cache, say). At most 64 KiB.
     pub app_metadata: Vec<u8>,
     /// Paths that transfers may take. Default all.
@@ -67,7 +73,8 @@ impl Config {
         Self {
             name: name.into(),
             tcp_listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
-            allow_remote: false,
+            key: None,
+            insecure_remote_without_key: false,
             app_metadata: Vec::new(),
             paths: PathSet::ALL,
             tcp_streams: 2,
@@ -85,6 +92,12 @@ impl Config {
         }
     }
 
+    /// Whether peers at this address are talked to.
+    pub(crate) fn meets(&self, address: SocketAddr) -> bool {
+        // A listener for both families sees `127.0.0.1` as `::ffff:127.0.0.1`.
+        self.key.is_some() || self.insecure_remote_without_key || address.ip().to_canonical().is_loopback()
+    }
+
     /// Parses, so that nobody behind this line has to check again.
     pub(crate) fn check(self) -> Result<Checked> {
         let invalid =
@@ -97,10 +110,12 @@ impl Config {
             return invalid("app_metadata", format!("has {len} bytes; {APP_METADATA_MAX} are allowed"));
         }
         if let Some(address) = self.tcp_listen
-            && !self.allow_remote
-            && !address.ip().is_loopback()
+            && !self.meets(address)
         {
-            let problem = format!("is {address}, which other hosts reach; set allow_remote if you mean it");
+            let problem = format!(
+                "is {address}, which other hosts reach; set key (or insecure_remote_without_key, and everybody \
+                 who reaches it may read and write all regions)"
+            );
             return invalid("tcp_listen", problem);
         }
         let ranges: [(&'static str, u64, u64, u64); 9] = [
@@ -147,6 +162,15 @@ impl Checked {
         self.copy_threads.unwrap_or(if cores < CORES_FOR_TWO { 1 } else { 2 })
     }
 
+    pub(crate) fn terms(&self) -> Terms {
+        Terms::new(self.key.clone())
+    }
+
+    /// Whether peers of other hosts are met without a proof.
+    pub(crate) fn accepts_anybody(&self) -> bool {
+        self.insecure_remote_without_key && self.key.is_none()
+    }
+
     pub(crate) fn slices(&self) -> SliceLimits {
         SliceLimits::new(self.slice_bytes_max, PIECES_MAX, self.slices_in_flight_max)
     }
@@ -174,8 +198,22 @@ mod tests {
     fn defaults_hold_and_nonsense_is_named() {
         Config::new("a").check().unwrap();
         assert!(refused(|c| c.name.clear()).contains("name has 0 bytes"));
-        assert!(refused(|c| c.tcp_listen = "0.0.0.0:0".parse().ok()).contains("allow_remote"));
+        assert!(refused(|c| c.tcp_listen = "0.0.0.0:0".parse().ok()).contains("set key (or insecure_remote"));
         assert!(refused(|c| c.app_metadata = vec![0; 70_000]).contains("app_metadata"));
         assert!(refused(|c| c.tcp_streams = 0).contains("tcp_streams is 0; it must lie between 1 and 64"));
+    }
+
+    #[test]
+    fn without_a_key_only_this_host_is_met() {
+        let config = Config::new("a");
+        for (address, here) in
+            [("127.0.0.9:1", true), ("[::1]:1", true), ("[::ffff:127.0.0.1]:1", true), ("10.0.0.1:1", false)]
+        {
+            let address = address.parse().unwrap();
+            assert_eq!(config.meets(address), here, "{address}");
+            let with_key = Config { key: Some(Key::from_bytes([1; 32])), ..config.clone() };
+            assert!(with_key.meets(address));
+            assert!(Config { insecure_remote_without_key: true, ..config.clone() }.meets(address));
+        }
     }
 }

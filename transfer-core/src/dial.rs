@@ -1,7 +1,7 @@
 //! Connecting to a peer, on the thread of the caller: the control connection, which the driver takes over at once,
 //! then the Unix socket and the data connections that the peer's introduction leads to.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Result as IoResult, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
@@ -12,16 +12,17 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use transfer_proto::id::RailId;
 use transfer_proto::plan::{Path, Reason};
-use transfer_proto::proto::data::DataHello;
 use transfer_proto::proto::local::{LOCAL_BYTES, LocalMessage};
-use transfer_proto::proto::preamble::{self, Kind, PREAMBLE_BYTES};
+use transfer_proto::proto::preamble::Kind;
+use transfer_proto::proto::session::SessionHello;
 use transfer_sys::{OsError, socket};
 
 use crate::address::Address;
 use crate::clock;
-use crate::driver::probe;
-use crate::error::{Error, ProtocolError, Result};
+use crate::driver::{Wire, probe};
+use crate::error::{Error, KeyMissing, ProtocolError, Result};
 use crate::peer::{LocalWay, PeerCore, Ways};
+use crate::secure::{HandshakeError, Initiating, Records, Step};
 use crate::shared::{Command, Meeting, Opened, Shared, Stream};
 
 /// A call to connect.
@@ -37,9 +38,9 @@ pub(crate) struct Dial<'a> {
 pub(crate) fn dial(agent: &Arc<Shared>, address: &Address) -> Result<Arc<PeerCore>> {
     let end = clock::end_of_wait(agent.config.connect_timeout);
     let mut dial = Dial { agent, address, end, reached: None };
-    let stream = dial.control()?;
+    let wire = dial.control()?;
     let (reply, meeting) = crossbeam_channel::bounded(2);
-    agent.send(Command::Meet { stream, address: address.to_string(), reply });
+    agent.send(Command::Meet { wire, address: address.to_string(), reply });
     loop {
         match dial.next(&meeting)? {
             Meeting::Up(peer) => return Ok(peer),
@@ -70,22 +71,107 @@ impl Dial<'_> {
         })
     }
 
-    fn control(&mut self) -> Result<Stream> {
-        if let Address::Local { name } = self.address {
+    /// The control connection, past its handshake.
+    fn control(&mut self) -> Result<Wire> {
+        let handshake = Initiating::control(self.agent.config.terms());
+        let (stream, shaken) = if let Address::Local { name } = self.address {
             let stream = connect_local(name).map_err(|e| Error::unreachable(self.address, &e))?;
-            return Ok(Stream::Local(stream));
-        }
+            let shaken = self.shake(&stream, UnixStream::set_read_timeout, handshake);
+            (Stream::Local(stream), shaken)
+        } else {
+            let stream = self.reach()?;
+            let shaken = self.shake(&stream, TcpStream::set_read_timeout, handshake);
+            (Stream::Tcp(stream), shaken)
+        };
+        let records = shaken.map_err(|failed| match failed {
+            ShakeError::Io(e) if is_end(&e) => {
+                Error::unreachable(self.address, &"it closed the connection in mid-handshake")
+            }
+            ShakeError::Io(e) => Error::unreachable(self.address, &e),
+            ShakeError::Late(error) => error,
+            ShakeError::Refused(why) => Error::from_handshake(self.address.to_string(), why),
+        })?;
+        Ok(Wire::new(stream, records))
+    }
+
+    /// The first of the peer's addresses that answers.
+    fn reach(&mut self) -> Result<TcpStream> {
         let mut last = Error::unreachable(self.address, &"the name has no address");
         for address in self.address.resolve()? {
+            if !self.agent.config.meets(address) {
+                let (address, missing) = (self.address.to_string(), KeyMissing::Beyond);
+                last = Error::AuthRequired { address, missing };
+                continue;
+            }
             match TcpStream::connect_timeout(&address, self.left()?) {
                 Ok(stream) => {
                     self.reached = Some(address);
-                    return Ok(Stream::Tcp(stream));
+                    stream.set_nodelay(true).map_err(|e| Error::unreachable(self.address, &e))?;
+                    return Ok(stream);
                 }
                 Err(e) => last = Error::unreachable(self.address, &e),
             }
         }
         Err(last)
+    }
+
+    /// Runs the opening side of a handshake over a connection that blocks.
+    fn shake<S>(
+        &self,
+        stream: &S,
+        set_timeout: SetTimeout<S>,
+        mut handshake: Initiating,
+    ) -> Result<Option<Records>, ShakeError>
+    where
+        for<'a> &'a S: Read + Write,
+    {
+        let mut step = handshake.start();
+        loop {
+            step = match step {
+                Step::Exchange { send, want } => {
+                    (&mut &*stream).write_all(&send)?;
+                    let mut answer = vec![0; want];
+                    self.read(stream, set_timeout, &mut answer)?;
+                    handshake.take(&answer)
+                }
+                Step::Done { records, .. } => return Ok(records),
+                Step::Refused { why, .. } => return Err(ShakeError::Refused(why)),
+                Step::Find(_) => return Err(ShakeError::Refused(HandshakeError::NoSession)),
+            }
+        }
+    }
+
+    /// Reads all of `into`, within what is left of the time, however slowly it comes.
+    fn read<S>(&self, stream: &S, set_timeout: SetTimeout<S>, mut into: &mut [u8]) -> Result<(), ShakeError>
+    where
+        for<'a> &'a S: Read,
+    {
+        while !into.is_empty() {
+            set_timeout(stream, Some(self.left().map_err(ShakeError::Late)?))?;
+            match (&mut &*stream).read(into) {
+                Ok(0) => return Err(ShakeError::Io(ErrorKind::UnexpectedEof.into())),
+                Ok(came) => into = &mut into[came..],
+                // The time is up when `left` says so.
+                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The handshake of a further connection.
+    fn prove<S>(
+        &self,
+        stream: &S,
+        set_timeout: SetTimeout<S>,
+        kind: Kind,
+        (token, rail): (u64, RailId),
+    ) -> Result<Option<Records>, ShakeError>
+    where
+        for<'a> &'a S: Read + Write,
+    {
+        let hello = SessionHello::new(self.agent.incarnation, token, rail);
+        self.shake(stream, set_timeout, Initiating::further(self.agent.config.terms(), kind, hello))
     }
 
     fn open(&self, peer: &PeerCore, local_name: &str, addresses: &[String], token: u64) -> Result<Opened> {
@@ -118,22 +204,21 @@ impl Dial<'_> {
         }
     }
 
-    fn greet_local(&self, mut stream: &UnixStream, peer: &PeerCore, token: u64) -> Result<LocalWay> {
-        let hello = LocalMessage::Hello {
-            incarnation: self.agent.incarnation,
-            token,
-            probe: self.agent.probe_address(),
-        };
-        let greeting = [&preamble::encode(Kind::Local)[..], &hello.encode()[..]].concat();
-        let mut answer = [0; PREAMBLE_BYTES + LOCAL_BYTES];
-        stream.set_read_timeout(Some(self.left()?)).map_err(|e| self.lost("local", &e))?;
+    fn greet_local(&self, stream: &UnixStream, peer: &PeerCore, token: u64) -> Result<LocalWay> {
+        let set_timeout = UnixStream::set_read_timeout;
+        let fail = |failed| self.lost("local", failed);
+        // Who may connect is what is proven here; what comes over a Unix socket nobody else can change.
+        let _unsealed =
+            self.prove(stream, set_timeout, Kind::Local, (token, RailId::new(0, 0))).map_err(fail)?;
+        let (incarnation, probe_here) = (self.agent.incarnation, self.agent.probe_address());
+        let hello = LocalMessage::Hello { incarnation, probe: probe_here };
         // A fresh socket's buffer takes so few bytes whole.
-        socket::send_with_fd(stream.as_fd(), &greeting, self.agent.ledger.file().as_fd())?;
+        socket::send_with_fd(stream.as_fd(), &hello.encode(), self.agent.ledger.file().as_fd())?;
+        let mut answer = [0; LOCAL_BYTES];
+        stream.set_read_timeout(Some(self.left()?)).map_err(|e| fail(e.into()))?;
         let (count, file) = socket::recv_with_fd(stream.as_fd(), &mut answer)?;
-        stream.read_exact(&mut answer[count..]).map_err(|e| self.lost("local", &e))?;
-        let mut message = [0; LOCAL_BYTES];
-        message.copy_from_slice(&answer[PREAMBLE_BYTES..]);
-        match LocalMessage::decode(message) {
+        self.read(stream, set_timeout, &mut answer[count..]).map_err(fail)?;
+        match LocalMessage::decode(answer) {
             Ok(LocalMessage::Welcome { incarnation: theirs, probe: at }) if theirs == peer.incarnation => {
                 let file = file.ok_or_else(|| self.refused("local"))?;
                 let guest = self.agent.welcome(stream, &peer.name, theirs, &file)?;
@@ -162,45 +247,61 @@ impl Dial<'_> {
         }
         let told = addresses.iter().filter_map(|text| text.parse::<Address>().ok());
         for address in told {
-            if let Some(found) = address.resolve()?.first() {
-                return Ok(Some(*found));
+            let found = address.resolve()?.into_iter().find(|found| self.agent.config.meets(*found));
+            if found.is_some() {
+                return Ok(found);
             }
         }
         Ok(None)
     }
 
     fn data_connection(&self, address: SocketAddr, token: u64, rail: RailId) -> Result<TcpStream> {
-        let fail = |e: &std::io::Error| self.lost("data", e);
-        let mut stream = TcpStream::connect_timeout(&address, self.left()?).map_err(|e| fail(&e))?;
-        stream.set_nodelay(true).map_err(|e| fail(&e))?;
-        stream.set_read_timeout(Some(self.left()?)).map_err(|e| fail(&e))?;
+        let fail = |failed| self.lost("data", failed);
+        let broken = |e: std::io::Error| fail(e.into());
+        let stream = TcpStream::connect_timeout(&address, self.left()?).map_err(broken)?;
+        stream.set_nodelay(true).map_err(broken)?;
         if let Some(bytes) = self.agent.config.tcp_buffer_bytes {
             socket::set_buffers(stream.as_fd(), bytes)?;
         }
-        let hello = DataHello::new(self.agent.incarnation, token, rail).encode();
-        stream.write_all(&[&preamble::encode(Kind::Data)[..], &hello[..]].concat()).map_err(|e| fail(&e))?;
-        // The peer answers with its preamble once it has taken the connection in.
-        let mut answer = [0; PREAMBLE_BYTES];
-        stream.read_exact(&mut answer).map_err(|e| fail(&e))?;
-        match preamble::decode(answer) {
-            Ok(Kind::Data) => Ok(stream),
-            _ => Err(self.refused("data")),
-        }
+        let _unsealed =
+            self.prove(&stream, TcpStream::set_read_timeout, Kind::Data, (token, rail)).map_err(fail)?;
+        Ok(stream)
     }
 
     fn refused(&self, which: &'static str) -> Error {
         Error::Protocol { address: self.address.to_string(), source: ProtocolError::Refused(which) }
     }
 
-    /// A connection that ends before it was accepted was refused; anything else is the way's fault.
-    fn lost(&self, which: &'static str, error: &std::io::Error) -> Error {
-        match error.kind() {
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
-                self.refused(which)
-            }
-            _ => Error::unreachable(self.address, error),
+    /// A connection that ends before it was accepted was refused, as was one whose proof did not hold; anything else
+    /// is the way's fault.
+    fn lost(&self, which: &'static str, failed: ShakeError) -> Error {
+        match failed {
+            ShakeError::Io(e) if !is_end(&e) => Error::unreachable(self.address, &e),
+            ShakeError::Io(_) | ShakeError::Refused(_) => self.refused(which),
+            ShakeError::Late(error) => error,
         }
     }
+}
+
+/// How the time to wait for bytes is set on a connection of either family.
+type SetTimeout<S> = fn(&S, Option<Duration>) -> IoResult<()>;
+
+/// Why a handshake did not come to its end.
+enum ShakeError {
+    Io(std::io::Error),
+    /// The time for connecting is over.
+    Late(Error),
+    Refused(HandshakeError),
+}
+
+impl From<std::io::Error> for ShakeError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+fn is_end(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
 
 fn connect_local(name: &str) -> Result<UnixStream> {

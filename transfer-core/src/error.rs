@@ -8,11 +8,12 @@ use transfer_proto::id::{Incarnation, RegionId};
 use transfer_proto::plan::Explanation;
 use transfer_proto::proto::data::Status;
 use transfer_proto::proto::link::{LinkError, NotifError};
-use transfer_proto::proto::preamble::{PreambleError, VERSION};
+use transfer_proto::proto::preamble::{PreambleError, VERSIONS, Versions};
 use transfer_proto::proto::xfer::{Failure, SliceError};
 use transfer_sys::OsError;
 
 use crate::directory::DirectoryError;
+use crate::secure::HandshakeError;
 
 /// Result of a call to the engine.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -97,17 +98,34 @@ pub enum Error {
     },
 
     // ---- not to be had here
-    /// The other end speaks another version of the protocol: one of the two must be updated.
+    /// The two agents speak no version of the protocol in common: one of them must be updated.
     #[error(
-        "{address} speaks version {theirs} of the protocol, this agent version {ours}; update the older one"
+        "{address} speaks version {theirs} of the protocol, this agent version {ours}; update {}",
+        Versions::older(*ours, *theirs)
     )]
     VersionMismatch {
         /// Who.
         address: String,
-        /// Its version.
-        theirs: u8,
+        /// Its versions.
+        theirs: Versions,
         /// This agent's.
-        ours: u8,
+        ours: Versions,
+    },
+    /// A key is missing on one of the two sides.
+    #[error("{address}: {missing}")]
+    AuthRequired {
+        /// Who.
+        address: String,
+        /// Where, and what to do.
+        missing: KeyMissing,
+    },
+    /// The other end did not prove that it has the same key, or did not accept this agent's proof.
+    #[error(
+        "{address} does not have the same key as this agent (or somebody on the way changes what is sent)"
+    )]
+    AuthFailed {
+        /// Who.
+        address: String,
     },
     /// The other end broke the protocol, or is no agent at all.
     #[error("{address}: {source}")]
@@ -210,6 +228,24 @@ pub enum Error {
     Os(#[from] OsError),
 }
 
+/// On which side a key is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyMissing {
+    /// The other end asks for one, and this agent has none.
+    #[error("it asks for a key, and this agent has none; set Config::key to the one that it has")]
+    Here,
+    /// This agent asks for one, and the other end has none.
+    #[error("it has no key, and this agent asks for one; set its Config::key to the one that this agent has")]
+    There,
+    /// Neither has one, and they are not on one host.
+    #[error(
+        "it is on another host, and this agent has no key; set Config::key to the same one on both sides (or \
+         insecure_remote_without_key, where all who reach the network may read and write all regions)"
+    )]
+    Beyond,
+}
+
 /// How an agent, or whatever is at the other end, broke the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -257,14 +293,31 @@ impl Error {
         }
     }
 
+    /// The error of something that began with the wrong bytes.
+    pub(crate) fn from_preamble(address: String, cause: PreambleError) -> Self {
+        match cause {
+            PreambleError::Version { theirs } => Self::VersionMismatch { address, theirs, ours: VERSIONS },
+            error => Self::Protocol { address, source: error.into() },
+        }
+    }
+
+    /// The error of a connection on which the two sides did not come to terms.
+    pub(crate) fn from_handshake(address: String, cause: HandshakeError) -> Self {
+        match cause {
+            HandshakeError::Preamble(error) => Self::from_preamble(address, error),
+            HandshakeError::AuthRequired(missing) => Self::AuthRequired { address, missing },
+            HandshakeError::AuthFailed => Self::AuthFailed { address },
+            HandshakeError::NoSession => {
+                Self::Protocol { address, source: ProtocolError::Refused("further") }
+            }
+        }
+    }
+
     /// The error of a link that ended before the peer was up.
-    pub(crate) fn from_handshake(address: &str, cause: LinkError) -> Self {
+    pub(crate) fn from_meeting(address: &str, cause: LinkError) -> Self {
         let address = address.to_owned();
         match cause {
-            LinkError::Preamble(PreambleError::Version { theirs }) => {
-                Self::VersionMismatch { address, theirs, ours: VERSION }
-            }
-            LinkError::Preamble(error) => Self::Protocol { address, source: error.into() },
+            LinkError::Tampered => Self::AuthFailed { address },
             LinkError::Malformed(error) => Self::Protocol { address, source: error.into() },
             LinkError::Unexpected { .. } | LinkError::Farewell { .. } => {
                 Self::Protocol { address, source: ProtocolError::Link(cause) }

@@ -21,7 +21,7 @@ use crate::address::Address;
 use crate::backend::shm::{Copies, Work};
 use crate::clock::{self, Clock};
 use crate::config::Checked;
-use crate::driver::{Driver, Seat};
+use crate::driver::{Driver, Seat, Wire};
 use crate::error::{Error, Result};
 use crate::event::EventQueue;
 use crate::list::{LocalList, RemoteList};
@@ -59,7 +59,7 @@ pub(crate) struct Opened {
 /// What handles ask of the driver.
 pub(crate) enum Command {
     /// Introduce this agent on a new connection.
-    Meet { stream: Stream, address: String, reply: Sender<Meeting> },
+    Meet { wire: Wire, address: String, reply: Sender<Meeting> },
     /// The further connections of a peer that was met stand.
     Opened { peer: Arc<PeerCore>, opened: Opened },
     /// They could not be opened.

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use support::{WAIT, agent, bytes_of, config, pair, pattern};
 use transfer_core::{
     Address, Agent, Desc, DescList, Error, Event, LocalList, Peer, ProtocolError, Region, RemoteList,
+    Versions,
 };
 use two::Process;
 
@@ -230,21 +231,23 @@ fn a_peer_of_another_version_is_told_so_on_both_sides() {
     // They connect to us.
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(WAIT)).unwrap();
-    stream.write_all(b"HDRC\x63\x01\0\0").unwrap();
+    stream.write_all(b"HDRC\x63\x01\x63\0").unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
-    assert_eq!(answer, b"HDRC\x01\x01\0\0", "our version, and the end");
+    assert_eq!(answer, b"HDRC\x02\x01\x02\0", "our version, and the end");
     // We connect to them.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address: Address = listener.local_addr().unwrap().into();
     let theirs = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        stream.write_all(b"HDRC\x63\x01\0\0").unwrap();
+        stream.write_all(b"HDRC\x63\x01\x63\0").unwrap();
         let mut all = Vec::new();
         let _ended = stream.read_to_end(&mut all);
     });
     let error = here.connect(&address).unwrap_err();
-    assert!(matches!(error, Error::VersionMismatch { ours: 1, theirs: 99, .. }), "{error}");
+    let spoken = Versions::new(99, 99);
+    assert!(matches!(&error, Error::VersionMismatch { theirs, .. } if *theirs == spoken), "{error}");
+    assert!(error.to_string().ends_with("update this agent"), "{error}");
     assert!(!error.is_retryable());
     theirs.join().unwrap();
 }
@@ -286,10 +289,10 @@ fn garbage_costs_only_its_own_connection() {
         let noise = pattern(seed, 500);
         let start: &[u8] = match seed % 5 {
             0 => b"",
-            1 => b"HDRC\x01\x01\0\0", // then garbage as control frames
-            2 => b"HDRC\x01\x03\0\0", // then a data greeting with a wrong word
-            3 => b"HDRC\x01\x01\0\0\xff\xff\xff\xff", // a frame of 4 GiB
-            _ => b"HDRC",             // half a preamble, and silence
+            1 => b"HDRC\x02\x01\x02\0", // then garbage as control frames
+            2 => b"HDRC\x02\x03\x02\0", // then a data greeting with a wrong word
+            3 => b"HDRC\x02\x01\x02\0\xff\xff\xff\xff", // a frame of 4 GiB
+            _ => b"HDRC",               // half a preamble, and silence
         };
         stream.write_all(start).unwrap();
         if seed % 5 != 4 {
@@ -310,8 +313,8 @@ fn an_address_that_others_reach_needs_the_users_word() {
     let mut open = config("open", transfer_core::PathSet::ALL);
     open.tcp_listen = "0.0.0.0:0".parse().ok();
     let error = Agent::new(open.clone()).unwrap_err();
-    assert!(error.to_string().contains("set allow_remote if you mean it"), "{error}");
-    open.allow_remote = true;
+    assert!(error.to_string().contains("set key (or insecure_remote_without_key"), "{error}");
+    open.insecure_remote_without_key = true;
     Agent::new(open).unwrap();
 }
 

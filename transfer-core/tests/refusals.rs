@@ -115,7 +115,7 @@ fn another_user_is_served_over_sockets_and_told_why() {
         return;
     }
     command.uid(NOBODY).gid(NOBODY).current_dir("/");
-    let mut process = Process::start_by(command, "all", target.len());
+    let mut process = Process::start_by(command, "all", target.len(), None);
     let told = process.ask(&format!("fetch {}", here.address().unwrap()));
     assert!(told.starts_with("path: tcp"), "{told}");
     assert!(told.contains("not shm (process_vm): the kernel's ptrace rules forbid it"), "{told}");
@@ -165,7 +165,7 @@ fn a_shortage_of_address_space_is_an_error_and_leaves_nothing_behind() {
     let mut command = Command::new("sh");
     // KiB of address space: enough for the process and its threads, not for the large region.
     command.args(["-c", "ulimit -v 500000 && exec \"$0\" \"$@\""]).arg(std::env::current_exe().unwrap());
-    let mut process = Process::start_by(command, "shm", SMALL);
+    let mut process = Process::start_by(command, "shm", SMALL, None);
     let told = process.ask(&format!("exhaust {}", here.address().unwrap()));
     let lines: Vec<&str> = told.split("; ").collect();
     assert!(lines[0].starts_with("mmap(") && lines[0].contains("Cannot allocate memory"), "{told}");

@@ -58,9 +58,13 @@ struct ServeArgs {
     /// Where other engines reach this one to pull KV blocks.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     transfer_listen: SocketAddr,
-    /// Let engines of other hosts reach this one. They are not authenticated: use it in a private network only.
-    #[arg(long)]
-    transfer_allow_remote: bool,
+    /// A file with the key that all engines, and sources of weights, must have: 64 hexadecimal digits, base64 or 32 bytes, readable by its
+    /// owner only. Without it only engines of this host are talked to.
+    #[arg(long, value_name = "FILE")]
+    transfer_key_file: Option<PathBuf>,
+    /// Talk to engines of other hosts without a key: whoever reaches the port can read and write all KV blocks.
+    #[arg(long, conflicts_with = "transfer_key_file")]
+    transfer_insecure_remote_without_key: bool,
     /// Paths that KV blocks, and weights from and to peers, may take.
     #[arg(long, value_enum, default_value_t)]
     paths: Paths,
@@ -226,7 +230,8 @@ fn run_serve(args: ServeArgs) -> Result<(), String> {
         host: args.host,
         port: args.port,
         transfer_listen: args.transfer_listen,
-        transfer_allow_remote: args.transfer_allow_remote,
+        transfer_key_file: args.transfer_key_file,
+        transfer_insecure_remote_without_key: args.transfer_insecure_remote_without_key,
         paths: args.paths.into(),
         block_size: args.block_size,
         kv_blocks: args.kv_blocks,

@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use transfer_core::{Address, Agent, Config, PathSet, Region};
+use transfer_core::{Address, Agent, Config, Key, PathSet, Region};
 use weight_streamer::{PullOptions, Quiet, Server};
 
 /// How long requests may go on after a signal, and how long their connections may take to end after that.
@@ -38,7 +38,8 @@ pub(crate) struct ServeOptions {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) transfer_listen: SocketAddr,
-    pub(crate) transfer_allow_remote: bool,
+    pub(crate) transfer_key_file: Option<PathBuf>,
+    pub(crate) transfer_insecure_remote_without_key: bool,
     pub(crate) paths: PathSet,
     pub(crate) block_size: usize,
     /// `None`: as many as fit into `kv_cache_bytes`.
@@ -114,8 +115,11 @@ fn load(options: &ServeOptions) -> Result<Loaded, StartError> {
     let weights_pull = pull_weights(options)?;
     let model = Model::load(&options.model, options.dtype)?;
     let tokenizer = Tokenizer::load(&options.model)?;
+    let key = key(options)?;
     let weights_server = options.serve_weights.map(|listen| {
         let mut serve = weight_streamer::ServeOptions::new(&options.model);
+        serve.key = key;
+        serve.insecure_remote_without_key = options.transfer_insecure_remote_without_key;
         serve.listen = listen;
         serve.paths = options.paths;
         Server::start(&serve)
@@ -129,12 +133,19 @@ fn load(options: &ServeOptions) -> Result<Loaded, StartError> {
     Ok(Loaded { model, tokenizer, description, weights_server, weights_pull })
 }
 
+/// What engines, and sources and receivers of weights, have in common.
+fn key(options: &ServeOptions) -> Result<Option<Key>, StartError> {
+    Ok(options.transfer_key_file.as_ref().map(Key::from_file).transpose()?)
+}
+
 /// Gets the model directory from its sources, if any are named.
 fn pull_weights(options: &ServeOptions) -> Result<Option<WeightsPull>, StartError> {
     if options.weights.is_empty() {
         return Ok(None);
     }
     let mut pull = PullOptions::new(options.weights.clone(), &options.model);
+    pull.key = key(options)?;
+    pull.insecure_remote_without_key = options.transfer_insecure_remote_without_key;
     pull.paths = options.paths;
     let report = weight_streamer::pull(&pull, &mut Quiet)?;
     let mut paths: Vec<&str> = report.sources.iter().filter_map(|source| source.path.as_deref()).collect();
@@ -250,7 +261,8 @@ fn open_agent(options: &ServeOptions, description: &Description) -> Result<(Agen
     };
     let mut config = Config::new(role);
     config.tcp_listen = Some(options.transfer_listen);
-    config.allow_remote = options.transfer_allow_remote;
+    config.key = key(options)?;
+    config.insecure_remote_without_key = options.transfer_insecure_remote_without_key;
     config.paths = options.paths;
     config.app_metadata = description.encode();
     let agent = Agent::new(config)?;

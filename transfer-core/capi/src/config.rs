@@ -3,7 +3,7 @@
 use std::ffi::c_char;
 use std::time::Duration;
 
-use transfer_core::{Config, Error, Path, PathSet};
+use transfer_core::{Config, Error, Key, Path, PathSet};
 
 use crate::boundary::{Call, Outcome, call};
 use crate::error::hr_error_t;
@@ -36,9 +36,12 @@ impl From<Path> for hr_path_t {
     }
 }
 
-/// Bit of hr_config_t.flags: accepts peers from other hosts. They are not authenticated: whoever reaches the port can
-/// read and write every region. Without it, a tcp_listen beyond loopback is an error.
-pub const HR_CONFIG_ALLOW_REMOTE: u32 = 1;
+/// Bit of hr_config_t.flags: meets peers of other hosts although there is no key: whoever reaches the port can read and
+/// write every region. Without it and without a key, a tcp_listen beyond loopback is an error.
+pub const HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY: u32 = 1;
+
+/// Bytes behind hr_config_t.key.
+pub const HR_KEY_SIZE: usize = 32;
 
 /// How an agent behaves. hr_config_init() fills in the defaults; set a name and change what you need. It is read by
 /// hr_agent_create() only, and what it points to need not live longer than that call.
@@ -57,6 +60,9 @@ pub struct hr_config_t {
     pub app_metadata: *const u8,
     /// How many bytes.
     pub app_metadata_len: usize,
+    /// HR_KEY_SIZE random bytes that all agents have in common: each proves to the other that it has them. Default
+    /// NULL: no key, and then only peers of this host are met.
+    pub key: *const u8,
     /// Paths that transfers may take: hr_path_t values, or'ed. Default all.
     pub paths: u32,
     /// HR_CONFIG_ values, or'ed. Default none.
@@ -101,6 +107,7 @@ unsafe impl Versioned for hr_config_t {
             tcp_listen: c"127.0.0.1:0".as_ptr(),
             app_metadata: std::ptr::null(),
             app_metadata_len: 0,
+            key: std::ptr::null(),
             paths: PATHS.into_iter().map(|path| hr_path_t::from(path) as u32).sum(),
             flags: 0,
             tcp_streams: u32::try_from(config.tcp_streams).unwrap_or(u32::MAX),
@@ -162,10 +169,15 @@ impl hr_config_t {
                 Err(_) => return invalid("tcp_listen", format!("is {text:?}; write IP:PORT")),
             },
         };
-        if self.flags & !HR_CONFIG_ALLOW_REMOTE != 0 {
-            return invalid("flags", format!("has unknown bits {:#x}", self.flags & !HR_CONFIG_ALLOW_REMOTE));
+        let unknown = self.flags & !HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY;
+        if unknown != 0 {
+            return invalid("flags", format!("has unknown bits {unknown:#x}"));
         }
-        config.allow_remote = self.flags & HR_CONFIG_ALLOW_REMOTE != 0;
+        config.insecure_remote_without_key = self.flags & HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY != 0;
+        if !self.key.is_null() {
+            let key = c.slice(self.key, HR_KEY_SIZE, "config.key")?;
+            config.key = <[u8; HR_KEY_SIZE]>::try_from(key).ok().map(Key::from_bytes);
+        }
         let app = c.slice(self.app_metadata, self.app_metadata_len, "config.app_metadata")?;
         config.app_metadata = app.to_vec();
         config.paths = path_set(self.paths)?;

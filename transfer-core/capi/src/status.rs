@@ -38,7 +38,7 @@ pub enum hr_status_t {
     /// A write to a region whose owner lets peers only read it.
     HR_READ_ONLY = -110,
 
-    /// The other end speaks another version of the protocol: update the older one.
+    /// The two agents speak no version of the protocol in common; the message says which one to update.
     HR_VERSION_MISMATCH = -201,
     /// The other end broke the protocol, or is no agent at all.
     HR_PROTOCOL = -202,
@@ -46,6 +46,10 @@ pub enum hr_status_t {
     HR_NO_PATH = -203,
     /// The peer has no region of that label.
     HR_NOT_FOUND = -204,
+    /// A key is missing on one of the two sides, or they are on two hosts and neither has one.
+    HR_AUTH_REQUIRED = -205,
+    /// The other end does not have the same key.
+    HR_AUTH_FAILED = -206,
 
     /// Nobody answers there.
     HR_UNREACHABLE = -301,
@@ -106,6 +110,8 @@ impl From<&Error> for hr_status_t {
             Error::Directory(_) => HR_DIRECTORY,
             Error::ReadOnly { .. } => HR_READ_ONLY,
             Error::Stale { .. } => HR_STALE,
+            Error::AuthRequired { .. } => HR_AUTH_REQUIRED,
+            Error::AuthFailed { .. } => HR_AUTH_FAILED,
             Error::Unreachable { .. } => HR_UNREACHABLE,
             Error::PeerLost { .. } => HR_PEER_LOST,
             Error::TransferFailed { .. } => HR_TRANSFER_FAILED,
@@ -144,7 +150,7 @@ statuses! {
     HR_OK HR_PENDING
     HR_INVALID_ARGUMENT HR_INVALID_CONFIG HR_INVALID_ADDRESS HR_BAD_LIST HR_LENGTH_MISMATCH HR_OUT_OF_BOUNDS
     HR_REGION_CLOSED HR_WRONG_AGENT HR_TOO_LARGE HR_READ_ONLY
-    HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND
+    HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND HR_AUTH_REQUIRED HR_AUTH_FAILED
     HR_UNREACHABLE HR_PEER_LOST HR_TRANSFER_FAILED HR_DEADLINE HR_TIMED_OUT HR_NOT_NOTIFIED HR_REGION_BUSY HR_DIRECTORY
     HR_CANCELLED HR_AGENT_CLOSED HR_STALE
     HR_OS

@@ -66,6 +66,7 @@ fn structs() -> Facts {
             tcp_listen,
             app_metadata,
             app_metadata_len,
+            key,
             paths,
             flags,
             tcp_streams,
@@ -116,7 +117,7 @@ fn enums() -> Facts {
         HR_OK HR_PENDING
         HR_INVALID_ARGUMENT HR_INVALID_CONFIG HR_INVALID_ADDRESS HR_BAD_LIST HR_LENGTH_MISMATCH HR_OUT_OF_BOUNDS
         HR_REGION_CLOSED HR_WRONG_AGENT HR_TOO_LARGE HR_READ_ONLY
-        HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND
+        HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND HR_AUTH_REQUIRED HR_AUTH_FAILED
         HR_UNREACHABLE HR_PEER_LOST HR_TRANSFER_FAILED HR_DEADLINE HR_TIMED_OUT HR_NOT_NOTIFIED HR_REGION_BUSY HR_DIRECTORY
         HR_CANCELLED HR_AGENT_CLOSED HR_STALE
         HR_OS
@@ -131,7 +132,7 @@ fn enums() -> Facts {
         ("HR_VERSION_MAJOR", HR_VERSION_MAJOR),
         ("HR_VERSION_MINOR", HR_VERSION_MINOR),
         ("HR_VERSION_PATCH", HR_VERSION_PATCH),
-        ("HR_CONFIG_ALLOW_REMOTE", HR_CONFIG_ALLOW_REMOTE),
+        ("HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY", HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY),
     ] {
         facts.push((name.into(), value.into()));
     }

@@ -1,4 +1,7 @@
-//! Accepted connections, until they have said what they are for.
+//! Accepted connections, until they have shown what they are for and that they may.
+//!
+//! Whoever is at their other end is a stranger: he gets a fixed number of bytes, some time, and a share of the places
+//! for strangers, and what he sends is told in the log at most once a second.
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -7,21 +10,23 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use transfer_proto::id::Incarnation;
-use transfer_proto::proto::data::{DataHello, HELLO_BYTES};
+use transfer_proto::id::{Incarnation, RailId};
 use transfer_proto::proto::local::{LOCAL_BYTES, LocalMessage};
-use transfer_proto::proto::preamble::{self, Kind, PREAMBLE_BYTES, PreambleError};
+use transfer_proto::proto::preamble::Kind;
 use transfer_proto::proto::time::Time;
 use transfer_sys::{OsError, socket};
 
 use super::local::EPROTO;
-use super::{Conn, Driver, LISTEN_LOCAL, LISTEN_TCP, LocalConn, probe};
+use super::strangers::{Source, out_of_room};
+use super::{Conn, Driver, LISTEN_LOCAL, LISTEN_TCP, LocalConn, Wire, probe};
+use crate::agent::random;
 use crate::error::{Error, Result};
 use crate::peer::LocalWay;
+use crate::secure::{Records, Responding, Step};
 use crate::shared::Stream;
 
-/// Connections that may be in this state at once; a flood of them ends here.
-const FRESH_MAX: usize = 1024;
+/// Connections accepted before the others get their turn.
+const ACCEPTS_PER_TURN: usize = 64;
 
 /// How long nothing is accepted after that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -29,91 +34,93 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Data connections that one peer may open; its configuration allows no more either.
 const DATA_CONNS_MAX: u64 = 64;
 
-/// A connection that has not said what it is for.
+/// A connection that has not shown what it is for.
 pub(super) struct FreshConn {
     stream: Stream,
+    pub(super) source: Source,
+    stage: Stage,
+    /// What has come of what is wanted.
     have: Vec<u8>,
     /// A descriptor that came along, over a Unix socket.
     file: Option<OwnedFd>,
+    want: usize,
+    /// The peer that it says it comes from, and under which name.
+    session: Option<(Incarnation, RailId)>,
 }
 
-/// What is known after the bytes that have come.
-enum Greeting {
-    Incomplete,
-    Control,
-    Local { token: u64, probe: u64, incarnation: Incarnation },
-    Data(DataHello),
-    Refused(Option<PreambleError>),
+enum Stage {
+    Handshake(Responding),
+    /// A local connection stands; it has yet to say where its process can be probed.
+    Introduction,
 }
 
 impl FreshConn {
-    /// How many bytes are still to come before the next decision. Never more, since what follows belongs to others.
-    fn missing(&self) -> usize {
-        let wanted = match self.have.first_chunk::<PREAMBLE_BYTES>().map(|bytes| preamble::decode(*bytes)) {
-            Some(Ok(Kind::Local)) => PREAMBLE_BYTES + LOCAL_BYTES,
-            Some(Ok(Kind::Data)) => PREAMBLE_BYTES + HELLO_BYTES,
-            _ => PREAMBLE_BYTES,
-        };
-        wanted - self.have.len().min(wanted)
+    /// Takes in what has come, never more than is wanted, since what follows belongs to others.
+    fn receive(&mut self) -> Result<Received, OsError> {
+        let mut part = [0; 64];
+        let missing = (self.want - self.have.len()).min(part.len());
+        match self.stream.receive_with_file(&mut part[..missing])? {
+            Some(([], _)) => return Ok(Received::End),
+            Some((came, file)) => {
+                self.have.extend_from_slice(came);
+                self.file = file.or_else(|| self.file.take());
+            }
+            None => return Ok(Received::Nothing),
+        }
+        if self.have.len() < self.want {
+            return Ok(Received::Part);
+        }
+        Ok(Received::All(std::mem::take(&mut self.have)))
     }
 
-    fn greeting(&self) -> Greeting {
-        let Some((first, rest)) = self.have.split_first_chunk::<PREAMBLE_BYTES>() else {
-            return Greeting::Incomplete;
-        };
-        match preamble::decode(*first) {
-            Ok(Kind::Control) => Greeting::Control,
-            Ok(Kind::Local) => {
-                match rest.first_chunk::<LOCAL_BYTES>().map(|bytes| LocalMessage::decode(*bytes)) {
-                    None => Greeting::Incomplete,
-                    Some(Ok(LocalMessage::Hello { token, probe, incarnation })) => {
-                        Greeting::Local { token, probe, incarnation }
-                    }
-                    Some(_) => Greeting::Refused(None),
-                }
-            }
-            Ok(Kind::Data) => {
-                match rest.first_chunk::<HELLO_BYTES>().map(|bytes| DataHello::decode(*bytes)) {
-                    None => Greeting::Incomplete,
-                    Some(Ok(hello)) => Greeting::Data(hello),
-                    Some(Err(_)) => Greeting::Refused(None),
-                }
-            }
-            Ok(_) => Greeting::Refused(None),
-            Err(error) => Greeting::Refused(Some(error)),
-        }
+    /// Sends the few bytes of a handshake, which the buffer of a new connection always takes.
+    fn send(&mut self, bytes: &[u8]) -> bool {
+        send_all(&mut self.stream, bytes)
     }
+}
+
+fn send_all(stream: &mut Stream, bytes: &[u8]) -> bool {
+    stream.send(bytes).is_ok_and(|sent| sent == bytes.len())
+}
+
+enum Received {
+    Nothing,
+    Part,
+    All(Vec<u8>),
+    End,
 }
 
 impl Driver {
     pub(super) fn accept_tcp(&mut self) {
-        while let Some(accepted) = self.tcp_listener.as_ref().map(std::net::TcpListener::accept) {
-            let (stream, from) = match accepted {
-                Ok(accepted) => accepted,
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Some(listener) = &self.tcp_listener else { return };
+            match listener.accept() {
+                Ok((_, from)) if !self.shared.config.meets(from) => {
+                    self.refused(&from, &"it is on another host, and there is no key");
+                }
+                Ok((stream, from)) => self.add_fresh(Stream::Tcp(stream), Source::host(from.ip())),
                 Err(error) => return self.accept_failed(&error),
-            };
-            if !self.shared.config.allow_remote && !from.ip().is_loopback() {
-                tracing::warn!(%from, "refused: not this host, and allow_remote is off");
-                continue;
             }
-            self.add_fresh(Stream::Tcp(stream));
         }
     }
 
     pub(super) fn accept_local(&mut self) {
-        while let Some(accepted) = self.local_listener.as_ref().map(std::os::unix::net::UnixListener::accept)
-        {
-            match accepted {
-                Ok((stream, _)) => self.add_fresh(Stream::Local(stream)),
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Some(listener) = &self.local_listener else { return };
+            match listener.accept() {
+                Ok((stream, _)) => match socket::peer_credentials(stream.as_fd()) {
+                    Ok(peer) => self.add_fresh(Stream::Local(stream), Source::Process(peer.pid)),
+                    Err(error) => tracing::warn!(%error, "cannot tell who connected"),
+                },
                 Err(error) => return self.accept_failed(&error),
             }
         }
     }
 
-    /// Nobody waits, or no descriptor is left for who does (accept(2)). A listener that stays ready would spin, so
-    /// it is not watched for a while.
+    /// Nobody waits, or no descriptor is left for who does (accept(2)). Strangers give theirs back first; where there
+    /// are none, a listener that stays ready would spin, so it is not watched for a while.
     fn accept_failed(&mut self, error: &std::io::Error) {
-        if error.kind() == ErrorKind::WouldBlock {
+        if error.kind() == ErrorKind::WouldBlock || (out_of_room(error) && self.drop_some_strangers()) {
             return;
         }
         tracing::warn!(%error, "cannot accept connections; trying again in {} ms", ACCEPT_PAUSE.as_millis());
@@ -139,66 +146,121 @@ impl Driver {
         }
     }
 
-    fn add_fresh(&mut self, stream: Stream) {
-        let fresh = self.conns.values().filter(|conn| matches!(conn, Conn::Fresh(_))).count();
-        if fresh >= FRESH_MAX {
-            tracing::warn!("refused: {FRESH_MAX} connections have not introduced themselves yet");
-            return;
-        }
+    fn add_fresh(&mut self, stream: Stream, source: Source) {
+        self.make_room_for_stranger();
         let token = self.new_token();
-        let added =
-            stream.set_nonblocking().and_then(|()| self.epoll().add(stream.as_fd(), token, true, false));
-        if let Err(error) = added {
-            tracing::warn!(%error, "cannot watch an accepted connection");
-            return;
-        }
+        let added = stream
+            .set_nonblocking()
+            .and_then(|()| self.epoll().add(stream.as_fd(), token, true, false))
+            .map_err(Error::from)
+            .and_then(|()| random());
+        let challenge = match added {
+            Ok(challenge) => challenge,
+            Err(error) => return tracing::warn!(%error, "cannot take an accepted connection in"),
+        };
         let ends = self.shared.clock.now() + self.shared.config.connect_timeout;
+        let stage = Stage::Handshake(Responding::new(self.shared.config.terms(), challenge));
+        let (have, file, want, session) = (Vec::new(), None, Responding::FIRST, None);
         self.conn_timers.set(token, ends);
-        self.conns.insert(token, Conn::Fresh(FreshConn { stream, have: Vec::new(), file: None }));
+        self.conns.insert(token, Conn::Fresh(FreshConn { stream, source, stage, have, file, want, session }));
+    }
+
+    fn fresh(&mut self, token: u64) -> Option<&mut FreshConn> {
+        match self.conns.get_mut(&token) {
+            Some(Conn::Fresh(conn)) => Some(conn),
+            _ => None,
+        }
+    }
+
+    /// Takes a connection out that is going to be another one, or none.
+    fn take_fresh(&mut self, token: u64) -> Option<FreshConn> {
+        self.conn_timers.remove(token);
+        match self.conns.remove(&token) {
+            Some(Conn::Fresh(conn)) => Some(conn),
+            _ => None,
+        }
     }
 
     pub(super) fn read_fresh(&mut self, token: u64) {
-        loop {
-            let Some(Conn::Fresh(conn)) = self.conns.get_mut(&token) else { return };
-            let mut part = [0; PREAMBLE_BYTES + LOCAL_BYTES];
-            let missing = conn.missing();
-            match conn.stream.receive_with_file(&mut part[..missing]) {
-                Ok(Some(([], _))) | Err(_) => return self.drop_conn(token),
-                Ok(Some((came, file))) => {
-                    conn.have.extend_from_slice(came);
-                    conn.file = file.or_else(|| conn.file.take());
+        while let Some(conn) = self.fresh(token) {
+            let bytes = match conn.receive() {
+                Ok(Received::All(bytes)) => bytes,
+                Ok(Received::Part) => continue,
+                Ok(Received::Nothing) => return,
+                Ok(Received::End) | Err(_) => return self.drop_conn(token),
+            };
+            match &mut conn.stage {
+                Stage::Handshake(handshake) => {
+                    let step = handshake.take(&bytes);
+                    self.take_step(token, step);
                 }
-                Ok(None) => return,
-            }
-            let greeting = conn.greeting();
-            if !matches!(greeting, Greeting::Incomplete) {
-                return self.introduced(token, greeting);
+                Stage::Introduction => self.introduced(token, &bytes),
             }
         }
     }
 
-    fn introduced(&mut self, token: u64, greeting: Greeting) {
-        let Some(Conn::Fresh(FreshConn { mut stream, file, .. })) = self.conns.remove(&token) else { return };
-        self.conn_timers.remove(token);
-        if let Greeting::Refused(error) = greeting {
-            // Our preamble tells the peer which version it met.
-            let _told = stream.send(&preamble::encode(Kind::Control));
-            tracing::warn!(?error, "refused a connection");
+    fn take_step(&mut self, token: u64, mut step: Step) {
+        if let Step::Find(hello) = step {
+            let session = self.session(hello.incarnation);
+            let Some(conn) = self.fresh(token) else { return };
+            conn.session = session.map(|(peer, _)| (peer, hello.rail));
+            let Stage::Handshake(handshake) = &mut conn.stage else { return };
+            step = handshake.found(session.map(|(_, word)| word));
+        }
+        let Some(conn) = self.fresh(token) else { return };
+        match step {
+            Step::Exchange { send, want } => {
+                conn.want = want;
+                if !conn.send(&send) {
+                    self.drop_conn(token);
+                }
+            }
+            Step::Done { send, kind, records } => self.established(token, kind, &send, records),
+            Step::Refused { send, why } => {
+                let (source, _told) = (conn.source, conn.send(&send));
+                self.drop_conn(token);
+                self.refused(&source, &why);
+            }
+            Step::Find(_) => {}
+        }
+    }
+
+    /// The handshake is over, but for its last bytes, which go out once the connection has its place.
+    fn established(&mut self, token: u64, kind: Kind, last: &[u8], records: Option<Records>) {
+        let Some(conn) = self.fresh(token) else { return };
+        if let (Kind::Local, Some(_), Stream::Local(_)) = (kind, conn.session, &conn.stream) {
+            (conn.stage, conn.want) = (Stage::Introduction, LOCAL_BYTES);
+            if !conn.send(last) {
+                self.drop_conn(token);
+            }
             return;
         }
-        match (greeting, stream) {
-            (Greeting::Control, stream) => self.met(token, stream),
-            (Greeting::Local { token: secret, probe, incarnation }, Stream::Local(stream)) => {
-                if let Err(error) = self.welcome_local(token, (stream, file), (secret, probe, incarnation)) {
-                    tracing::warn!(%error, peer = %incarnation, "cannot use the local connection");
+        let Some(conn) = self.take_fresh(token) else { return };
+        let source = conn.source;
+        match (kind, conn.session, conn.stream) {
+            (Kind::Control, _, mut stream) => {
+                if send_all(&mut stream, last) {
+                    self.met(token, Wire::new(stream, records), source);
                 }
             }
-            (Greeting::Data(hello), Stream::Tcp(stream)) => {
-                if let Err(error) = self.welcome_data(token, stream, hello) {
-                    tracing::warn!(%error, peer = %hello.incarnation, "cannot use a data connection");
+            (Kind::Data, Some((peer, rail)), Stream::Tcp(stream)) => {
+                if let Err(error) = self.welcome_data(token, stream, last, (peer, rail)) {
+                    self.refused(&source, &error);
                 }
             }
-            _ => tracing::warn!("refused a connection over the wrong kind of socket"),
+            _ => self.refused(&source, &"it came over the wrong kind of socket"),
+        }
+    }
+
+    fn introduced(&mut self, token: u64, bytes: &[u8]) {
+        let Some(conn) = self.take_fresh(token) else { return };
+        let (Stream::Local(stream), Some((peer, _))) = (conn.stream, conn.session) else { return };
+        let message = bytes.try_into().ok().map(LocalMessage::decode);
+        let Some(Ok(LocalMessage::Hello { probe, incarnation })) = message else {
+            return self.refused(&conn.source, &"it does not introduce itself");
+        };
+        if let Err(error) = self.welcome_local(token, (stream, conn.file), peer, (probe, incarnation)) {
+            tracing::warn!(%error, %peer, "cannot use the local connection");
         }
     }
 
@@ -206,10 +268,11 @@ impl Driver {
         &mut self,
         token: u64,
         (stream, file): (UnixStream, Option<OwnedFd>),
-        (secret, address, incarnation): (u64, u64, Incarnation),
+        peer: Incarnation,
+        (address, incarnation): (u64, Incarnation),
     ) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let Some((peer, entry)) = self.peer_of_secret(secret) else { return Ok(()) };
+        let Some(entry) = self.peers.get_mut(&peer) else { return Ok(()) };
         let Some(file) = file else {
             return Err(OsError::new("recvmsg", "no ledger came with the greeting", EPROTO).into());
         };
@@ -221,15 +284,19 @@ impl Driver {
             incarnation: self.shared.incarnation,
             probe: self.shared.probe_address(),
         };
-        let answer = [&preamble::encode(Kind::Local)[..], &welcome.encode()[..]].concat();
         // A fresh socket's buffer takes so few bytes whole.
-        socket::send_with_fd(stream.as_fd(), &answer, shared.ledger.file().as_fd())?;
+        socket::send_with_fd(stream.as_fd(), &welcome.encode(), shared.ledger.file().as_fd())?;
         self.conns.insert(token, Conn::Local(LocalConn::new(stream, peer)));
         Ok(())
     }
 
-    fn welcome_data(&mut self, token: u64, stream: TcpStream, hello: DataHello) -> Result<()> {
-        let Some((peer, _)) = self.peer_of_secret(hello.token) else { return Ok(()) };
+    fn welcome_data(
+        &mut self,
+        token: u64,
+        stream: TcpStream,
+        last: &[u8],
+        (peer, rail): (Incarnation, RailId),
+    ) -> Result<()> {
         let count = self.tcp.count(peer) as u64;
         if count >= DATA_CONNS_MAX {
             let (what, value, max) = ("data connections of a peer", count + 1, DATA_CONNS_MAX);
@@ -239,11 +306,10 @@ impl Driver {
             socket::set_buffers(stream.as_fd(), bytes)?;
         }
         let mut stream = Stream::Tcp(stream);
-        // The buffer of a connection that has just been opened takes so few bytes.
-        stream.send(&preamble::encode(Kind::Data))?;
-        if let Stream::Tcp(stream) = stream {
+        let sent = send_all(&mut stream, last);
+        if let (true, Stream::Tcp(stream)) = (sent, stream) {
             // It was watched as a fresh connection; the backend goes on under the same token.
-            self.tcp.adopt(token, stream, peer, hello.rail);
+            self.tcp.adopt(token, stream, peer, rail);
         }
         Ok(())
     }

@@ -4,6 +4,8 @@
 //! | module | turns |
 //! |---|---|
 //! | [`fresh`] | accepted connections into control, local and data connections |
+//! | [`strangers`] | floods of those into room for everybody else |
+//! | [`wire`] | bytes of control connections into what links say, sealed or not |
 //! | [`peers`] | control connections into peers that come, change and go |
 //! | [`local`] | requests for files behind regions |
 //! | [`xfers`] | posted transfers into slices, completions into outcomes |
@@ -14,8 +16,10 @@ mod local;
 mod peers;
 mod regions;
 mod sitter;
+mod strangers;
 mod stream;
 mod timers;
+mod wire;
 mod xfers;
 
 use std::collections::HashMap;
@@ -39,7 +43,9 @@ pub(crate) use self::local::probe;
 use self::peers::{ControlConn, Early, PeerEntry};
 use self::regions::Closing;
 pub(crate) use self::sitter::Seat;
+use self::strangers::Refusals;
 use self::timers::Timers;
+pub(crate) use self::wire::Wire;
 use self::xfers::{Ended, Xfers};
 use crate::backend::shm::CopyThreads;
 use crate::backend::tcp::Tcp;
@@ -92,6 +98,7 @@ pub(crate) struct Driver {
     polled_until: Option<Time>,
     /// When the next turn is due at the latest.
     expected: Option<Time>,
+    refusals: Refusals,
     shutdown: bool,
 }
 
@@ -134,6 +141,7 @@ impl Driver {
             busy_until: Time::default(),
             polled_until: None,
             expected: None,
+            refusals: Refusals::default(),
             shutdown: false,
             shared,
         })
@@ -209,7 +217,7 @@ impl Driver {
         }
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Meet { stream, address, reply } => self.meet(stream, address, reply),
+                Command::Meet { wire, address, reply } => self.meet(wire, address, reply),
                 Command::Opened { peer, opened } => self.opened(&peer, opened),
                 Command::GiveUp { peer, error } => self.give_up(&peer, error),
                 Command::Sync { peer, reply } => self.sync(peer, reply),

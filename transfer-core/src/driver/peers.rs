@@ -15,8 +15,8 @@ use transfer_proto::proto::metadata::AgentMetadata;
 use transfer_proto::proto::time::Time;
 use transfer_sys::poll::Ready;
 
-use super::stream::READ_BYTES;
-use super::{Conn, Driver, LocalConn};
+use super::strangers::Source;
+use super::{Conn, Driver, LocalConn, Wire};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::peer::{LocalWay, Peer, PeerCore, Ways};
@@ -24,7 +24,9 @@ use crate::shared::{Meeting, Opened, Stream};
 
 /// A control connection.
 pub(super) struct ControlConn {
-    stream: Stream,
+    wire: Wire,
+    /// Who opened it, where that was a peer.
+    source: Option<Source>,
     pub(super) link: Link,
     /// The peer, once it has introduced itself.
     peer: Option<Incarnation>,
@@ -40,6 +42,13 @@ pub(super) struct ControlConn {
     dirty: bool,
 }
 
+impl ControlConn {
+    /// Who opened it, while that is not known to be a peer.
+    pub(super) fn stranger(&self) -> Option<Source> {
+        self.source.filter(|_| self.peer.is_none())
+    }
+}
+
 /// A peer that has introduced itself.
 pub(super) struct PeerEntry {
     pub(super) core: Arc<PeerCore>,
@@ -48,7 +57,7 @@ pub(super) struct PeerEntry {
     /// Its Unix socket.
     pub(super) local: Option<u64>,
     pub(super) local_way: Option<LocalWay>,
-    pub(super) secret: u64,
+    secret: u64,
     /// Who connected to it while it was being met already.
     waiting: Vec<Sender<Meeting>>,
     /// Who waits for it to have taken in everything.
@@ -65,22 +74,30 @@ pub(super) struct Early {
 
 impl Driver {
     /// Somebody connected us to a peer.
-    pub(super) fn meet(&mut self, stream: Stream, address: String, reply: Sender<Meeting>) {
-        let token = self.new_token();
+    pub(super) fn meet(&mut self, wire: Wire, address: String, reply: Sender<Meeting>) {
+        let (token, stream) = (self.new_token(), &wire.stream);
         let added =
             stream.set_nonblocking().and_then(|()| self.epoll().add(stream.as_fd(), token, true, false));
         match added {
-            Ok(()) => self.add_control(token, stream, address, Some(reply)),
+            Ok(()) => self.add_control(token, wire, None, address, Some(reply)),
             Err(error) => drop(reply.send(Meeting::Failed(error.into()))),
         }
     }
 
     /// A peer connected to us.
-    pub(super) fn met(&mut self, token: u64, stream: Stream) {
-        self.add_control(token, stream, "a peer that connected".to_owned(), None);
+    pub(super) fn met(&mut self, token: u64, wire: Wire, source: Source) {
+        self.make_room_for_introduction();
+        self.add_control(token, wire, Some(source), source.to_string(), None);
     }
 
-    fn add_control(&mut self, token: u64, stream: Stream, address: String, reply: Option<Sender<Meeting>>) {
+    fn add_control(
+        &mut self,
+        token: u64,
+        wire: Wire,
+        source: Option<Source>,
+        address: String,
+        reply: Option<Sender<Meeting>>,
+    ) {
         let (config, now) = (self.shared.config.link(), self.shared.clock.now());
         let secret = crate::agent::random_word();
         let link = if reply.is_some() {
@@ -90,7 +107,8 @@ impl Driver {
         };
         let (writable_watched, readable_watched, dirty) = (false, true, true);
         let conn = ControlConn {
-            stream,
+            wire,
+            source,
             link,
             peer: None,
             secret,
@@ -142,21 +160,17 @@ impl Driver {
         }
     }
 
-    /// The peer whose further connections show this word.
-    pub(super) fn peer_of_secret(&mut self, secret: u64) -> Option<(Incarnation, &mut PeerEntry)> {
-        self.peers.iter_mut().find(|(_, entry)| entry.secret == secret).map(|(key, entry)| (*key, entry))
+    /// The peer of this incarnation that connected to us, and the word that its further connections must know.
+    pub(super) fn session(&self, incarnation: Incarnation) -> Option<(Incarnation, u64)> {
+        let key = self.key_of(incarnation, Role::Responder);
+        self.peers.get(&key).map(|entry| (key, entry.secret))
     }
 
     pub(super) fn handle_control(&mut self, token: u64, ready: Ready) {
         let now = self.shared.clock.now();
         if ready.readable && !self.paused {
-            let mut part = [0; READ_BYTES];
             let Some(conn) = self.control(token) else { return };
-            match conn.stream.receive(&mut part) {
-                Ok(Some([])) | Err(_) => conn.link.disconnected(),
-                Ok(Some(bytes)) => conn.link.handle_bytes(bytes, now),
-                Ok(None) => {}
-            }
+            conn.wire.receive(&mut conn.link, now);
         }
         self.handle_link_events(token);
     }
@@ -388,7 +402,7 @@ impl Driver {
                 LinkError::Farewell { farewell: Farewell::Duplicate, incarnation } => {
                     self.wait_for(incarnation, reply);
                 }
-                _ => drop(reply.send(Meeting::Failed(Error::from_handshake(&address, error)))),
+                _ => drop(reply.send(Meeting::Failed(Error::from_meeting(&address, error)))),
             }
         }
         if let Some(peer) = peer {
@@ -520,17 +534,12 @@ impl Driver {
         let (now, paused) = (self.shared.clock.now(), self.paused);
         let Some(Conn::Control(conn)) = self.conns.get_mut(&token) else { return };
         conn.dirty = false;
-        let sent = match conn.stream.send(conn.link.unsent()) {
-            Ok(sent) => sent,
-            // The reading side sees the end too, and tells it.
-            Err(_) => conn.link.unsent().len(),
-        };
-        conn.link.sent(sent, now);
-        let (readable, writable) = (!paused, !conn.link.unsent().is_empty());
+        conn.wire.send(&mut conn.link, now);
+        let (readable, writable) = (!paused, conn.wire.is_waiting(&conn.link));
         if (readable, writable) != (conn.readable_watched, conn.writable_watched) {
             (conn.readable_watched, conn.writable_watched) = (readable, writable);
             let epoll = &self.shared.seat.inner;
-            if let Err(error) = epoll.modify(conn.stream.as_fd(), token, readable, writable) {
+            if let Err(error) = epoll.modify(conn.wire.stream.as_fd(), token, readable, writable) {
                 tracing::error!(%error, "cannot watch a control connection");
                 conn.link.disconnected();
             }

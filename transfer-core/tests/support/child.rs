@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use transfer_core::{Address, Agent, Desc, DescList, Event, PathSet, Region};
 
-use crate::support::{WAIT, agent, bytes_of, pattern};
+use crate::support::{WAIT, bytes_of, config, pattern};
 
 #[path = "owner.rs"]
 pub mod owner;
@@ -32,14 +32,20 @@ impl Process {
     /// Starts it, with an agent that has regions `allocated` and `foreign` of `len` bytes, filled with the patterns
     /// of 100 and 101.
     pub fn start(paths: &str, len: usize) -> Self {
-        Self::start_by(Command::new(std::env::current_exe().unwrap()), paths, len)
+        Self::start_by(Command::new(std::env::current_exe().unwrap()), paths, len, None)
+    }
+
+    /// The same, with a key.
+    pub fn start_with_key(paths: &str, len: usize, key: [u8; 32]) -> Self {
+        Self::start_by(Command::new(std::env::current_exe().unwrap()), paths, len, Some(key))
     }
 
     /// The same by a command that runs this binary, in some condition.
-    pub fn start_by(mut command: Command, paths: &str, len: usize) -> Self {
+    pub fn start_by(mut command: Command, paths: &str, len: usize, key: Option<[u8; 32]>) -> Self {
+        let key: String = key.iter().flatten().map(|byte| format!("{byte:02x}")).collect();
         let mut child = command
             .args(["--exact", "child", "--nocapture"])
-            .env(ROLE, format!("{paths} {len}"))
+            .env(ROLE, format!("{paths} {len} {key}"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -120,9 +126,11 @@ pub fn path_set(name: &str) -> PathSet {
 /// The whole life of the other process; nothing in a process that was not started as one.
 pub fn main() {
     let Ok(role) = std::env::var(ROLE) else { return };
-    let (paths, len) = role.split_once(' ').unwrap();
+    let [paths, len, key] = role.split(' ').collect::<Vec<_>>()[..] else { panic!("{role:?}") };
     let len = len.parse().unwrap();
-    let agent = agent("child", path_set(paths));
+    let mut config = config("child", path_set(paths));
+    config.key = (!key.is_empty()).then(|| key.parse().unwrap());
+    let agent = Agent::new(config).unwrap();
     let allocated = agent.alloc(len, "allocated").unwrap();
     allocated.write_at(0, &pattern(100, len)).unwrap();
     let foreign = agent.adopt(pattern(101, len), "foreign").unwrap();

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
-use transfer_core::{Address, PathSet};
+use transfer_core::{Address, Key, PathSet};
 
 /// Exit status when trying again may help (a source was lost, the disk was full): what is verified is kept.
 const EXIT_RETRY: u8 = 75;
@@ -72,6 +72,24 @@ impl From<Paths> for PathSet {
     }
 }
 
+/// Who is talked to.
+#[derive(Debug, Args)]
+struct Trust {
+    /// A file with the key that all sides must have: 64 hexadecimal digits, base64 or 32 bytes, readable by its owner
+    /// only. Without it only this host is talked to.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// Talk to other hosts without a key: whoever reaches the port can read the model.
+    #[arg(long, conflicts_with = "key_file")]
+    insecure_remote_without_key: bool,
+}
+
+impl Trust {
+    fn key(&self) -> Result<Option<Key>, Error> {
+        Ok(self.key_file.as_ref().map(Key::from_file).transpose()?)
+    }
+}
+
 #[derive(Debug, Args)]
 struct ServeArgs {
     /// The model directory. It must not change while it is served; a change is refused, never served.
@@ -79,9 +97,8 @@ struct ServeArgs {
     /// Where to listen; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "IP:PORT")]
     listen: SocketAddr,
-    /// Accept receivers from other hosts. They are not authenticated: whoever reaches the port can read the model.
-    #[arg(long)]
-    allow_remote: bool,
+    #[command(flatten)]
+    trust: Trust,
     /// Chunk size, a multiple of 4 KiB up to 64 MiB.
     #[arg(long, default_value_t = DEFAULT_CHUNK_BYTES >> 10, value_name = "KIB")]
     chunk_kib: u32,
@@ -104,6 +121,8 @@ struct PullArgs {
     /// Sources, as `serve` prints them; chunks come from all of them.
     #[arg(required = true, value_name = "ADDRESS")]
     sources: Vec<Address>,
+    #[command(flatten)]
+    trust: Trust,
     /// The directory that the model shall be in. It appears at once when everything is verified.
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
@@ -202,7 +221,8 @@ fn kib(size: u32) -> u32 {
 fn serve(args: &ServeArgs) -> Result<(), Error> {
     let mut options = ServeOptions::new(&args.dir);
     options.listen = args.listen;
-    options.allow_remote = args.allow_remote;
+    options.key = args.trust.key()?;
+    options.insecure_remote_without_key = args.trust.insecure_remote_without_key;
     options.chunk_bytes = kib(args.chunk_kib);
     options.cache_bytes = args.cache_mb.saturating_mul(1 << 20);
     options.limit_bytes_per_second = args.limit_mb_per_s.map(|limit| limit.saturating_mul(1_000_000));
@@ -228,7 +248,10 @@ fn serve(args: &ServeArgs) -> Result<(), Error> {
 }
 
 fn run_pull(args: PullArgs) -> Result<(), Error> {
+    let key = args.trust.key()?;
     let mut options = PullOptions::new(args.sources, args.to);
+    options.key = key;
+    options.insecure_remote_without_key = args.trust.insecure_remote_without_key;
     options.expect = args.expect;
     options.force = args.force;
     options.paths = args.paths.into();

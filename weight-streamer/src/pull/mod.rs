@@ -22,7 +22,7 @@ use source::Link;
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
 use std::time::Duration;
-use transfer_core::{Address, PathSet};
+use transfer_core::{Address, Key, PathSet};
 
 /// Most sources of one pull.
 pub const MAX_SOURCES: usize = 64;
@@ -39,6 +39,10 @@ pub struct PullOptions {
     pub expect: Option<Hash>,
     /// Replace a directory that holds something else.
     pub force: bool,
+    /// The key that the sources have. Without one only sources on this host are used.
+    pub key: Option<Key>,
+    /// Use sources on other hosts although there is no key.
+    pub insecure_remote_without_key: bool,
     /// Which paths of the transfer engine may be used.
     pub paths: PathSet,
     /// Memory that chunks arrive in, for each source.
@@ -58,6 +62,8 @@ impl PullOptions {
             dir: dir.into(),
             expect: None,
             force: false,
+            key: None,
+            insecure_remote_without_key: false,
             paths: PathSet::ALL,
             staging_bytes: 32 << 20,
             threads: 2,

@@ -37,6 +37,8 @@ impl Link {
     pub(super) fn connect(address: &Address, options: &PullOptions) -> Result<Self, SourceError> {
         let mut config = Config::new(super::unique_name("pull"));
         config.tcp_listen = None;
+        config.key.clone_from(&options.key);
+        config.insecure_remote_without_key = options.insecure_remote_without_key;
         config.paths = options.paths;
         let agent = Agent::new(config).map_err(SourceError::Unreachable)?;
         // Before the connection, so that the source knows of it from the start.

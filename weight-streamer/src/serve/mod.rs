@@ -31,7 +31,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use transfer_core::{
-    Address, Agent, Config, Desc, DescList, Event, Incarnation, PathSet, Peer, Region, RegionId,
+    Address, Agent, Config, Desc, DescList, Event, Incarnation, Key, PathSet, Peer, Region, RegionId,
 };
 
 /// How long the threads wait before they look whether the server was stopped.
@@ -57,8 +57,10 @@ pub struct ServeOptions {
     pub cache_bytes: u64,
     /// Hard cap on what leaves, in bytes per second.
     pub limit_bytes_per_second: Option<u64>,
-    /// Accept receivers from other hosts. They are not authenticated.
-    pub allow_remote: bool,
+    /// The key that receivers must have. Without one only this host is served.
+    pub key: Option<Key>,
+    /// Serve other hosts although there is no key: whoever reaches the port can read the model.
+    pub insecure_remote_without_key: bool,
     /// Which paths of the transfer engine may be used.
     pub paths: PathSet,
     /// Threads that read, check and send.
@@ -75,7 +77,8 @@ impl ServeOptions {
             chunk_bytes: DEFAULT_CHUNK_BYTES,
             cache_bytes: 256 << 20,
             limit_bytes_per_second: None,
-            allow_remote: false,
+            key: None,
+            insecure_remote_without_key: false,
             paths: PathSet::ALL,
             workers: 4,
         }
@@ -204,7 +207,8 @@ impl Drop for Server {
 fn agent_config(options: &ServeOptions, encoded: &[u8], root: Hash) -> Config {
     let mut config = Config::new(crate::pull::unique_name("weights"));
     config.tcp_listen = Some(options.listen);
-    config.allow_remote = options.allow_remote;
+    config.key.clone_from(&options.key);
+    config.insecure_remote_without_key = options.insecure_remote_without_key;
     config.paths = options.paths;
     config.transfer_timeout = CHUNK_TIMEOUT;
     let manifest_len = u64::try_from(encoded.len()).unwrap_or(u64::MAX);

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use transfer_bench::path::{Op, PathName};
 use transfer_bench::report::Wait;
 use transfer_bench::shape::parse_size;
-use transfer_core::{Address, Config};
+use transfer_core::{Address, Config, Key};
 
 use crate::roof::sockets::STREAMS_MAX;
 
@@ -211,21 +211,29 @@ pub(crate) struct TargetArgs {
 /// Who may connect.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Trust {
-    /// Accept peers from other hosts, whoever they are: for networks where everybody is trusted
-    #[arg(long)]
-    pub(crate) allow_remote: bool,
+    /// A file with the key that both sides must have; without it only this host is talked to
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// Talk to other hosts without a key, whoever they are: for networks where everybody is trusted
+    #[arg(long, conflicts_with = "key_file")]
+    pub(crate) insecure_remote_without_key: bool,
 }
 
 impl Trust {
     /// What the other side has to be given, too.
     pub(crate) fn shown(&self) -> String {
-        String::new()
+        match (&self.key_file, self.insecure_remote_without_key) {
+            (Some(_), _) => " --key-file FILE".to_owned(),
+            (None, true) => " --insecure-remote-without-key".to_owned(),
+            (None, false) => String::new(),
+        }
     }
 }
 
 /// Sets an agent up for those who may connect.
 pub(crate) fn setup(config: &mut Config, trust: &Trust) -> Result<()> {
-    config.allow_remote = trust.allow_remote;
+    config.key = trust.key_file.as_ref().map(Key::from_file).transpose()?;
+    config.insecure_remote_without_key = trust.insecure_remote_without_key;
     Ok(())
 }
 

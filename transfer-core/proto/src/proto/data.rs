@@ -1,62 +1,19 @@
 //! Headers of data connections.
 //!
-//! After the preamble and a [`DataHello`], each side sends headers of 32 bytes, each followed by a descriptor
-//! list (`descs_len` bytes) and a payload (`payload_len` bytes): type (u8), status (u8), two zero bytes,
+//! After the handshake each side sends headers of 32 bytes, each followed by a descriptor list (`descs_len` bytes) and a
+//! payload (`payload_len` bytes): type (u8), status (u8), two zero bytes,
 //! descs_len (u32), transfer (u64), slice (u32), span (u32), payload_len (u64).
 
 use crate::codec::{DecodeError, Reader};
 use crate::desc::DescList;
-use crate::id::{Incarnation, RailId, XferId};
+use crate::id::XferId;
 
 /// Length of a header.
 pub const HEADER_BYTES: usize = 32;
-/// Length of the greeting.
-pub const HELLO_BYTES: usize = 32;
 /// The longest descriptor list of one slice.
 pub const DESCS_BYTES_MAX: u32 = 64 << 10;
 /// The longest payload of one slice.
 pub const PAYLOAD_MAX: u64 = 64 << 20;
-
-/// Who opened a data connection, and the word it got on the control connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DataHello {
-    /// The sender.
-    pub incarnation: Incarnation,
-    /// From the receiver's `Hello`.
-    pub token: u64,
-    /// What both sides call this connection from here on.
-    pub rail: RailId,
-}
-
-impl DataHello {
-    /// All fields.
-    #[must_use]
-    pub fn new(incarnation: Incarnation, token: u64, rail: RailId) -> Self {
-        Self { incarnation, token, rail }
-    }
-
-    /// As bytes.
-    #[must_use]
-    pub fn encode(self) -> [u8; HELLO_BYTES] {
-        let mut out = [0; HELLO_BYTES];
-        out[..16].copy_from_slice(&self.incarnation.to_bytes());
-        out[16..24].copy_from_slice(&self.token.to_le_bytes());
-        out[24..].copy_from_slice(&self.rail.to_u64().to_le_bytes());
-        out
-    }
-
-    /// From bytes.
-    ///
-    /// # Errors
-    /// None today; every 32 bytes are a greeting, right or wrong.
-    pub fn decode(bytes: [u8; HELLO_BYTES]) -> Result<Self, DecodeError> {
-        let mut reader = Reader::new(&bytes);
-        let incarnation = Incarnation::from_bytes(reader.array("incarnation")?);
-        let token = reader.u64("token")?;
-        Ok(Self { incarnation, token, rail: RailId::from_u64(reader.u64("rail")?) })
-    }
-}
 
 /// What a header announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,8 +208,6 @@ mod tests {
         let mut refusal = DataHeader::new(DataKind::ReadReply, XferId::new(9, 9), 0);
         (refusal.status, refusal.span) = (Status::BadSpan, 7);
         assert_eq!(DataHeader::decode(refusal.encode()), Ok(refusal));
-        let hello = DataHello::new(Incarnation::from_bytes([1; 16]), 42, RailId::new(3, 1));
-        assert_eq!(DataHello::decode(hello.encode()), Ok(hello));
     }
 
     #[test]

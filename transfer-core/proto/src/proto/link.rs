@@ -1,4 +1,5 @@
-//! The state machine of a control connection: handshake, heartbeats, notifications, regions that come and go.
+//! The state machine of a control connection, from the moment on at which both ends know that they may talk:
+//! introductions, heartbeats, notifications, regions that come and go.
 //!
 //! Bytes and time go in; bytes to send and events come out. It never blocks and owns no socket.
 
@@ -10,7 +11,6 @@ use crate::codec::DecodeError;
 use crate::id::{Incarnation, RailId, RegionId};
 use crate::proto::control::{Deframer, Farewell, Frame, NOTIF_MAX};
 use crate::proto::metadata::{AgentMetadata, RegionInfo};
-use crate::proto::preamble::{self, Kind, PREAMBLE_BYTES, PreambleError};
 use crate::proto::time::Time;
 
 /// Which side opened the connection.
@@ -47,9 +47,6 @@ impl LinkConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
-    /// The other end is no agent, or one of another version.
-    #[error(transparent)]
-    Preamble(#[from] PreambleError),
     /// It sent something that is not in the protocol.
     #[error("malformed message: {0}")]
     Malformed(#[from] DecodeError),
@@ -61,6 +58,9 @@ pub enum LinkError {
         /// What was going on.
         state: &'static str,
     },
+    /// Something came that the peer's key does not fit: somebody on the way changes what is sent.
+    #[error("what came was not sealed by the peer: it was changed on the way")]
+    Tampered,
     /// The handshake took too long.
     #[error("the handshake did not finish in time")]
     HandshakeTimeout,
@@ -87,7 +87,7 @@ fn farewell_text(farewell: Farewell) -> &'static str {
     match farewell {
         Farewell::Closing => "the peer closed the connection",
         Farewell::Duplicate => "another connection to the peer stands already",
-        Farewell::NotAllowed => "the peer accepts only its own host (allow_remote is off there)",
+        Farewell::NotAllowed => "the peer accepts only its own host",
         Farewell::Protocol => "the peer says that this agent broke the protocol",
     }
 }
@@ -122,7 +122,6 @@ pub enum LinkEvent {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Preamble,
     Hello,
     /// Further connections are being opened.
     Opening,
@@ -133,7 +132,6 @@ enum State {
 impl State {
     fn name(self) -> &'static str {
         match self {
-            Self::Preamble => "waiting for the preamble",
             Self::Hello => "waiting for Hello",
             Self::Opening => "waiting for Ready",
             Self::Up => "up",
@@ -171,7 +169,6 @@ pub struct Link {
     config: LinkConfig,
     me: Incarnation,
     introduced: bool,
-    preamble: Vec<u8>,
     deframer: Deframer,
     out: Vec<u8>,
     events: VecDeque<LinkEvent>,
@@ -181,10 +178,10 @@ pub struct Link {
 }
 
 impl Link {
-    /// The side that opened the connection: sends preamble and `Hello` at once.
+    /// The side that opened the connection: sends `Hello` at once.
     #[must_use]
     pub fn initiator(config: LinkConfig, me: AgentMetadata, token: u64, now: Time) -> Self {
-        let mut link = Self::new(Role::Initiator, State::Preamble, config, me.incarnation, now);
+        let mut link = Self::new(Role::Initiator, config, me.incarnation, now);
         link.introduce(me, token);
         link
     }
@@ -195,22 +192,20 @@ impl Link {
         self.send(&Frame::Hello { metadata: me, token });
     }
 
-    /// The side that was connected to and has read the peer's preamble already. It introduces itself, by
-    /// [`Link::introduce`], only after the peer has: then the peer's further connections find it known.
+    /// The side that was connected to. It introduces itself, by [`Link::introduce`], only after the peer has: then the peer's further connections find it known.
     #[must_use]
     pub fn responder(config: LinkConfig, me: Incarnation, now: Time) -> Self {
-        Self::new(Role::Responder, State::Hello, config, me, now)
+        Self::new(Role::Responder, config, me, now)
     }
 
-    fn new(role: Role, state: State, config: LinkConfig, me: Incarnation, now: Time) -> Self {
+    fn new(role: Role, config: LinkConfig, me: Incarnation, now: Time) -> Self {
         Self {
             role,
-            state,
+            state: State::Hello,
             me,
             introduced: false,
-            preamble: Vec::new(),
             deframer: Deframer::default(),
-            out: preamble::encode(Kind::Control).to_vec(),
+            out: Vec::new(),
             events: VecDeque::new(),
             handshake_ends: now + config.handshake_timeout,
             heard: now,
@@ -232,20 +227,8 @@ impl Link {
     }
 
     /// Bytes came.
-    pub fn handle_bytes(&mut self, mut bytes: &[u8], now: Time) {
+    pub fn handle_bytes(&mut self, bytes: &[u8], now: Time) {
         self.heard = now;
-        if self.state == State::Preamble {
-            let missing = (PREAMBLE_BYTES - self.preamble.len()).min(bytes.len());
-            let (head, rest) = bytes.split_at(missing);
-            self.preamble.extend_from_slice(head);
-            bytes = rest;
-            let Ok(preamble) = <[u8; PREAMBLE_BYTES]>::try_from(self.preamble.as_slice()) else { return };
-            match preamble::decode(preamble) {
-                Ok(Kind::Control) => self.state = State::Hello,
-                Ok(_) => return self.close(PreambleError::NotHeadrace.into()),
-                Err(error) => return self.close(error.into()),
-            }
-        }
         self.deframer.push(bytes);
         while self.state != State::Closed {
             match self.deframer.next_frame() {
@@ -378,6 +361,11 @@ impl Link {
         self.close(error);
     }
 
+    /// What came did not authenticate.
+    pub fn tampered(&mut self) {
+        self.close(LinkError::Tampered);
+    }
+
     /// The connection broke.
     pub fn disconnected(&mut self) {
         self.close(LinkError::Disconnected);
@@ -476,17 +464,12 @@ mod tests {
             Self { a, b: Link::responder(config(), metadata(2).incarnation, at(0)) }
         }
 
-        /// Carries all bytes, in parts of `step`. The responder's owner reads the preamble itself.
+        /// Carries all bytes, in parts of `step`.
         fn carry(&mut self, step: usize, now: Time) {
             for turn in 0..8 {
                 let (from, to) =
                     if turn % 2 == 0 { (&mut self.a, &mut self.b) } else { (&mut self.b, &mut self.a) };
-                let skip = if turn == 0 && from.role == Role::Initiator && to.state == State::Hello {
-                    PREAMBLE_BYTES
-                } else {
-                    0
-                };
-                let bytes = from.unsent()[skip..].to_vec();
+                let bytes = from.unsent().to_vec();
                 from.sent(usize::MAX, now);
                 for part in bytes.chunks(step) {
                     to.handle_bytes(part, now);
@@ -522,16 +505,6 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_of_another_version_is_named() {
-        let mut a = Link::initiator(config(), metadata(1), 0, at(0));
-        let mut theirs = preamble::encode(Kind::Control);
-        theirs[4] = 7;
-        a.handle_bytes(&theirs, at(1));
-        let error = LinkError::Preamble(PreambleError::Version { theirs: 7 });
-        assert_eq!(a.poll_event(), Some(LinkEvent::Closed(error)));
-    }
-
-    #[test]
     fn a_silent_peer_is_lost_within_the_bound_and_a_living_one_is_not() {
         let mut pair = Pair::up(1000);
         for ms in (100..20_000).step_by(100) {
@@ -561,7 +534,6 @@ mod tests {
     fn messages_out_of_order_end_the_link_and_the_peer_is_told() {
         let mut pair = Pair::new();
         pair.a.out.clear();
-        pair.a.out.extend_from_slice(&[0; PREAMBLE_BYTES]);
         pair.a.send(&Frame::Notif(vec![1]));
         pair.carry(1000, at(1));
         let unexpected = LinkError::Unexpected { frame: "Notif", state: "waiting for Hello" };

@@ -1,6 +1,6 @@
 //! Messages of the Unix socket between agents of one host, which passes the file descriptors of regions.
 //!
-//! All have 40 bytes: type (u8), seven zero bytes, a number (u64), a probe (u64), 16 bytes of incarnation.
+//! After preamble and [`crate::proto::session::SessionHello`] all have 40 bytes: type (u8), seven zero bytes, a number (u64), a probe (u64), 16 bytes of incarnation.
 //!
 //! A probe is an address in the sender's process at which its incarnation stands, so that the receiver can try
 //! whether the kernel lets it read there, and whether it reads the right process.
@@ -15,12 +15,10 @@ pub const LOCAL_BYTES: usize = 40;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LocalMessage {
-    /// Who connects, and the word it got on the control connection.
+    /// Who connects.
     Hello {
         /// The sender.
         incarnation: Incarnation,
-        /// From the receiver's `Hello`.
-        token: u64,
         /// The sender's probe.
         probe: u64,
     },
@@ -45,7 +43,7 @@ impl LocalMessage {
     pub fn encode(self) -> [u8; LOCAL_BYTES] {
         let none = Incarnation::from_bytes([0; 16]);
         let (tag, number, probe, incarnation) = match self {
-            Self::Hello { incarnation, token, probe } => (1, token, probe, incarnation),
+            Self::Hello { incarnation, probe } => (1, 0, probe, incarnation),
             Self::Welcome { incarnation, probe } => (2, 0, probe, incarnation),
             Self::Map(id) => (3, id.to_u64(), 0, none),
             Self::Mapped(id) => (4, id.to_u64(), 0, none),
@@ -71,7 +69,7 @@ impl LocalMessage {
         let probe = reader.u64("probe")?;
         let incarnation = Incarnation::from_bytes(reader.array("incarnation")?);
         match tag {
-            1 => Ok(Self::Hello { incarnation, token: number, probe }),
+            1 => Ok(Self::Hello { incarnation, probe }),
             2 => Ok(Self::Welcome { incarnation, probe }),
             3 => Ok(Self::Map(RegionId::from_u64(number))),
             4 => Ok(Self::Mapped(RegionId::from_u64(number))),
@@ -90,7 +88,7 @@ mod tests {
         let incarnation = Incarnation::from_bytes([9; 16]);
         let id = RegionId::new(5, 6);
         for message in [
-            LocalMessage::Hello { incarnation, token: 1, probe: 2 },
+            LocalMessage::Hello { incarnation, probe: 2 },
             LocalMessage::Welcome { incarnation, probe: u64::MAX },
             LocalMessage::Map(id),
             LocalMessage::Mapped(id),

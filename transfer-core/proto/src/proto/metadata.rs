@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use crate::codec::{DecodeError, Reader, put_blob};
 use crate::id::{Incarnation, RegionId};
-use crate::proto::preamble::{self, Kind, PREAMBLE_BYTES, PreambleError};
+use crate::proto::preamble::{self, Flags, Kind, PREAMBLE_BYTES, PreambleError};
 
 /// The longest agent name.
 pub const NAME_MAX: usize = 255;
@@ -234,7 +234,7 @@ impl AgentMetadata {
     /// As a blob for the application to carry.
     #[must_use]
     pub fn to_blob(&self) -> Vec<u8> {
-        let mut out = preamble::encode(Kind::Control).to_vec();
+        let mut out = preamble::encode(Kind::Control, Flags::NONE).to_vec();
         self.encode(&mut out);
         out
     }
@@ -245,8 +245,8 @@ impl AgentMetadata {
     /// [`PreambleError`], which tells a blob of another version from one that is damaged.
     pub fn from_blob(blob: &[u8]) -> Result<Self, PreambleError> {
         let mut reader = Reader::new(blob);
-        let kind = preamble::decode(reader.array::<PREAMBLE_BYTES>("preamble")?)?;
-        if kind != Kind::Control {
+        let preamble = preamble::decode(reader.array::<PREAMBLE_BYTES>("preamble")?)?;
+        if preamble.kind != Kind::Control {
             return Err(DecodeError::Invalid { what: "blob kind", value: 0 }.into());
         }
         let metadata = Self::decode(&mut reader)?;
@@ -267,6 +267,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::proto::preamble::Versions;
 
     pub(crate) fn sample() -> AgentMetadata {
         let mut sample = AgentMetadata::new("prefill-0".to_string(), Incarnation::from_bytes([7; 16]));
@@ -321,8 +322,9 @@ pub(crate) mod tests {
     #[test]
     fn a_blob_of_another_version_says_so() {
         let mut blob = sample().to_blob();
-        blob[4] = 200;
-        assert_eq!(AgentMetadata::from_blob(&blob), Err(PreambleError::Version { theirs: 200 }));
+        (blob[4], blob[6]) = (200, 200);
+        let theirs = Versions::new(200, 200);
+        assert_eq!(AgentMetadata::from_blob(&blob), Err(PreambleError::Version { theirs }));
     }
 
     #[test]

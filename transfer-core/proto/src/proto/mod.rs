@@ -3,7 +3,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`time`] | time as an argument |
-//! | [`preamble`] | the first bytes of every connection: magic, version, kind |
+//! | [`preamble`] | the first bytes of every connection: magic, versions, kind, what is asked of it |
+//! | [`session`] | which peer a local or data connection belongs to |
 //! | [`metadata`] | what an agent tells of itself and its regions; the blob that applications carry |
 //! | [`control`] | frames of the control connection |
 //! | [`data`] | headers of data connections |
@@ -21,5 +22,6 @@ pub mod metadata;
 pub mod preamble;
 pub mod rails;
 pub mod serve;
+pub mod session;
 pub mod time;
 pub mod xfer;
