@@ -21,6 +21,7 @@ use crate::address::Address;
 use crate::backend::shm::Copies;
 use crate::clock::Clock;
 use crate::config::{Checked, Config};
+use crate::counter::Counter;
 use crate::dial::dial;
 use crate::driver::{Driver, Seat};
 use crate::error::{Error, Result};
@@ -62,6 +63,7 @@ impl Drop for DriverHandle {
         // Our own writes have ended with the threads; peers may still write into memory that is about to go.
         self.shared.ledger.retire();
         self.shared.end_regions();
+        self.shared.counters.close();
         self.shared.events.clear();
     }
 }
@@ -102,6 +104,7 @@ impl Agent {
             local_name,
             addresses,
             regions: RegionTable::default(),
+            counters: Arc::default(),
             guests: Guests::new(Arc::clone(&ledger)),
             ledger,
             peers: Mutex::new(HashMap::new()),
@@ -246,6 +249,14 @@ impl Agent {
         let ledger = Arc::clone(&self.shared.ledger);
         let core = LocalCore::new(list.clone(), bound, Arc::as_ptr(&self.shared), ledger);
         Ok(LocalList { core: Arc::new(core) })
+    }
+
+    /// A counter at zero, for peers to raise with their transfers.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] with 65536 of them.
+    pub fn counter(&self) -> Result<Counter> {
+        self.shared.counters.create()
     }
 
     // ---- peers

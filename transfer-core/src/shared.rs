@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
-use transfer_proto::id::{Incarnation, RegionId};
+use transfer_proto::id::{CounterId, Incarnation, RegionId};
 use transfer_proto::plan::Path;
 use transfer_proto::proto::metadata::{AgentMetadata, RegionInfo};
 use transfer_proto::proto::xfer::{Failure, Outcome, SliceError};
@@ -21,6 +21,7 @@ use crate::address::Address;
 use crate::backend::shm::{Copies, Work};
 use crate::clock::{self, Clock};
 use crate::config::Checked;
+use crate::counter::Counters;
 use crate::driver::{Driver, Seat, Wire};
 use crate::error::{Error, Result};
 use crate::event::EventQueue;
@@ -69,7 +70,9 @@ pub(crate) enum Command {
     /// Ask the peer for the file of a region.
     Map { peer: Incarnation, region: RegionId, reply: Sender<Result<OwnedFd>> },
     /// Send a notification.
-    Notify { peer: Incarnation, bytes: Vec<u8>, reply: Option<Sender<Result<()>>> },
+    Notify { peer: Incarnation, bytes: Vec<u8>, reply: Sender<Result<()>> },
+    /// Tell a peer of a transfer that is done.
+    Tell { peer: Incarnation, word: Word },
     /// Run a transfer that found no room among the others.
     Post(Box<Posted>),
     /// End a transfer.
@@ -84,11 +87,24 @@ pub(crate) enum Command {
     Shutdown,
 }
 
+/// What the peer is told when a transfer is done, exactly once.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Word {
+    pub(crate) notif: Option<Vec<u8>>,
+    pub(crate) bump: Option<(CounterId, u64)>,
+}
+
+impl Word {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.notif.is_none() && self.bump.is_none()
+    }
+}
+
 /// A transfer in the driver or on its way there, with the right to touch its memory.
 pub(crate) struct Posted {
     pub(crate) core: XferRef,
     _passes: Passes,
-    pub(crate) notif: Option<Vec<u8>>,
+    pub(crate) word: Word,
 }
 
 impl Drop for Posted {
@@ -179,6 +195,7 @@ pub(crate) struct Shared {
     pub(crate) local_name: String,
     pub(crate) addresses: Vec<Address>,
     pub(crate) regions: RegionTable,
+    pub(crate) counters: Arc<Counters>,
     /// What this agent tells peers of its host about its memory and its writing.
     pub(crate) ledger: Arc<Ledger>,
     /// Those peers.
@@ -240,24 +257,24 @@ impl Shared {
 
     pub(crate) fn notify(&self, peer: Incarnation, bytes: Vec<u8>) -> Result<()> {
         let timeout = self.config.peer_timeout;
-        self.ask(timeout, |reply| Command::Notify { peer, bytes, reply: Some(reply) })?
+        self.ask(timeout, |reply| Command::Notify { peer, bytes, reply })?
     }
 
     /// Runs a transfer: within this host by whoever has time, over sockets in the driver.
-    pub(crate) fn post(&self, core: XferRef, notif: Option<Vec<u8>>) -> Result<()> {
+    pub(crate) fn post(&self, core: XferRef, word: Word) -> Result<()> {
         let peer = &core.remote.core.peer;
         peer.ensure_up()?;
         let passes = Passes::enter(&core)?;
         if core.remote.path() == Path::Tcp {
             let here = core.bytes <= self.config.inline_bytes_max;
             if let Err(TrySendError::Full(posted)) =
-                self.posts.try_send(Posted { core, _passes: passes, notif })
+                self.posts.try_send(Posted { core, _passes: passes, word })
             {
                 let _sent = self.commands.send(Command::Post(Box::new(posted)));
             }
             self.look(here);
         } else if core.bytes > self.config.inline_bytes_max {
-            Work::begin(self, &core, passes, notif);
+            Work::begin(self, &core, passes, word);
             self.copies.post(self, core);
         } else {
             let result = match self.copies.copy_all(&core) {
@@ -265,27 +282,20 @@ impl Shared {
                 Err(failure) => self.result_of(&core, Outcome::Failed(failure)),
                 Ok(bytes) => Ok(self.done(&core, bytes)),
             };
-            self.end_local(&core, passes, notif, result);
+            self.end_local(&core, passes, word, result);
         }
         Ok(())
     }
 
     /// A transfer within this host has ended: lets go of its memory, then tells of it.
-    pub(crate) fn end_local(
-        &self,
-        core: &XferCore,
-        passes: Passes,
-        notif: Option<Vec<u8>>,
-        result: Result<Done>,
-    ) {
+    pub(crate) fn end_local(&self, core: &XferCore, passes: Passes, word: Word, result: Result<Done>) {
         let awaited = passes.is_awaited();
         drop(passes);
         if awaited {
             self.wake.set();
         }
-        if let Some(bytes) = notif.filter(|_| result.is_ok()) {
-            let peer = core.remote.core.peer.key;
-            self.send(Command::Notify { peer, bytes, reply: None });
+        if result.is_ok() && !word.is_empty() {
+            self.send(Command::Tell { peer: core.remote.core.peer.key, word });
         }
         core.finish_unless_told(result);
     }

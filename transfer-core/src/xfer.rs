@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use transfer_proto::desc::Selection;
+use transfer_proto::id::CounterId;
 use transfer_proto::plan::{Path, Side};
 use transfer_proto::proto::control::NOTIF_MAX;
 use transfer_proto::proto::link::NotifError;
@@ -19,7 +20,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::list::{LocalList, RemoteList};
 use crate::peer::Peer;
-use crate::shared::{Command, Shared, Stock};
+use crate::shared::{Command, Shared, Stock, Word};
 use crate::sync::{Held, Reuse};
 
 /// Which way the bytes go, seen from the agent that posts.
@@ -54,7 +55,7 @@ pub struct Request {
     remote: RemoteList,
     local_selection: Selection,
     remote_selection: Selection,
-    notif: Option<Vec<u8>>,
+    word: Word,
     timeout: Duration,
 }
 
@@ -62,7 +63,7 @@ impl Request {
     pub(crate) fn new(peer: Peer, op: Op, local: LocalList, remote: RemoteList) -> Self {
         let timeout = peer.agent.config.transfer_timeout;
         let (local_selection, remote_selection) = (Selection::All, Selection::All);
-        Self { peer, op, local, remote, local_selection, remote_selection, notif: None, timeout }
+        Self { peer, op, local, remote, local_selection, remote_selection, word: Word::default(), timeout }
     }
 
     /// Moves only these spans of the lists, by index, in this order. Cost: one copy of the indices, into memory that
@@ -77,7 +78,14 @@ impl Request {
     /// Sends `bytes` to the peer's application once the data has landed (for a read: here), exactly once, whether
     /// this side still looks at the transfer or not. At most 64 KiB.
     pub fn notify(mut self, bytes: &[u8]) -> Self {
-        self.notif = Some(bytes.to_vec());
+        self.word.notif = (!bytes.is_empty()).then(|| bytes.to_vec());
+        self
+    }
+
+    /// Raises a counter of the peer by `by` once the data has landed (for a read: here), exactly once, whether this side
+    /// still looks at the transfer or not. A counter that the peer has dropped meanwhile is passed over.
+    pub fn bump(mut self, counter: CounterId, by: u64) -> Self {
+        self.word.bump = Some((counter, by));
         self
     }
 
@@ -101,7 +109,7 @@ impl Request {
     pub fn post(self) -> Result<Xfer> {
         let bytes = self.check()?;
         let agent = Arc::clone(&self.peer.agent);
-        let notif = self.notif.unwrap_or_default();
+        let word = self.word;
         let setup = Setup {
             op: self.op,
             local: self.local,
@@ -113,7 +121,7 @@ impl Request {
             started: agent.clock.elapsed(),
         };
         let core = agent.stock.cores.hold(|core| core.begin(setup, &agent.stock));
-        agent.post(core.clone(), (!notif.is_empty()).then_some(notif))?;
+        agent.post(core.clone(), word)?;
         Ok(Xfer { core, agent })
     }
 
@@ -143,7 +151,7 @@ impl Request {
         if ours != theirs {
             return Err(Error::LengthMismatch { local: ours, remote: theirs });
         }
-        if let Some(len) = self.notif.as_ref().map(Vec::len).filter(|&len| len > NOTIF_MAX) {
+        if let Some(len) = self.word.notif.as_ref().map(Vec::len).filter(|&len| len > NOTIF_MAX) {
             let (peer, source) = (self.peer.core.name.clone(), NotifError::TooLong { len });
             return Err(Error::NotNotified { peer, source });
         }

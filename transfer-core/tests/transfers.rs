@@ -247,6 +247,7 @@ fn metadata_travels_as_a_blob_too() {
 fn regions_registered_later_are_known_and_closed_ones_are_not() {
     for paths in [PathSet::ALL, PathSet::TCP] {
         let (here, there, peer) = pair(paths);
+        peer.sync().unwrap();
         assert!(peer.region("r").is_none());
         let theirs = region(&there, true, 2, 4096);
         let back = there.peers().pop().unwrap();
@@ -352,4 +353,52 @@ fn two_agents_that_flood_each_other_both_get_through() {
     let spans: Vec<_> = (0..384).map(|i| (i * 8192, 4096)).collect();
     assert!(bytes_of(&mine) == expected(&bytes_of(&source), &spans, &before_mine, &spans));
     assert!(bytes_of(&target) == expected(&bytes_of(&origin), &spans, &before_target, &spans));
+}
+
+#[test]
+fn a_counter_is_raised_once_by_each_transfer_that_is_done() {
+    for paths in [PathSet::ALL, PathSet::TCP] {
+        let (here, there, peer) = pair(paths);
+        let counter = there.counter().unwrap();
+        let (mine, theirs) = (here.alloc(1 << 20, "mine").unwrap(), there.alloc(1 << 20, "theirs").unwrap());
+        let layer = |id| DescList::from(Desc::strided(id, 0, 128 << 10, 128 << 10, 8));
+        let local = here.prepare(&layer(mine.id())).unwrap();
+        let remote = peer.prepare(&layer(theirs.id())).unwrap();
+        mine.write_at(0, &pattern(3, 1 << 20)).unwrap();
+        // The other side waits for the first n layers, and looks at them as they come.
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                for layer in 0..8_u32 {
+                    assert!(counter.wait(u64::from(layer + 1), WAIT).unwrap() > u64::from(layer));
+                    let at = layer as usize * (128 << 10);
+                    let mut seen = vec![0; 128 << 10];
+                    theirs.read_at(at, &mut seen).unwrap();
+                    assert!(
+                        seen[..] == pattern(3, 1 << 20)[at..at + (128 << 10)],
+                        "layer {layer} was counted early"
+                    );
+                }
+            });
+            for layer in 0..8 {
+                let request = peer.write(&local, &remote).select(&[layer], &[layer]).bump(counter.id(), 1);
+                request.post().unwrap().wait(WAIT).unwrap();
+            }
+            reader.join().unwrap();
+        });
+        assert_eq!(counter.get(), 8);
+        // What is not done does not count; a read does.
+        theirs.revoke(0, 1).unwrap();
+        let stale = peer.write(&local, &remote).bump(counter.id(), 1).post().unwrap().wait(WAIT).unwrap_err();
+        assert!(matches!(stale, Error::Stale { .. }), "{stale}");
+        let fresh =
+            DescList::from(Desc::contiguous(theirs.id(), 0, 1 << 20).at_generation(theirs.generation()));
+        let fresh = peer.prepare(&fresh).unwrap();
+        peer.read(&local, &fresh).bump(counter.id(), 10).post().unwrap().wait(WAIT).unwrap();
+        peer.sync().unwrap();
+        assert_eq!(counter.get(), 18);
+        let gone = counter.id();
+        drop(counter);
+        peer.read(&local, &fresh).bump(gone, 1).post().unwrap().wait(WAIT).unwrap();
+        peer.sync().unwrap();
+    }
 }

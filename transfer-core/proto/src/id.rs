@@ -90,6 +90,10 @@ slot_id! {
     XferId
 }
 slot_id! {
+    /// One counter of one agent.
+    CounterId
+}
+slot_id! {
     /// One way for bytes between two agents, such as a data connection. The slot is the way, the generation counts
     /// how often it was opened; both sides call it the same.
     RailId

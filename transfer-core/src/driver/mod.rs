@@ -209,7 +209,7 @@ impl Driver {
         }
     }
 
-    fn handle_commands(&mut self) {
+    pub(super) fn handle_commands(&mut self) {
         // As many as there may be: those who post faster wait for the next turn.
         for _ in 0..POSTS_MAX {
             let Ok(posted) = self.posts.try_recv() else { break };
@@ -222,7 +222,8 @@ impl Driver {
                 Command::GiveUp { peer, error } => self.give_up(&peer, error),
                 Command::Sync { peer, reply } => self.sync(peer, reply),
                 Command::Map { peer, region, reply } => self.map(peer, region, reply),
-                Command::Notify { peer, bytes, reply } => self.notify(peer, bytes, reply.as_ref()),
+                Command::Notify { peer, bytes, reply } => self.notify(peer, bytes, &reply),
+                Command::Tell { peer, word } => self.tell(peer, word),
                 Command::Post(posted) => self.post(*posted),
                 Command::Cancel(core) => {
                     if let Some(raw) = core.id.load(Ordering::Acquire).checked_sub(1) {
@@ -278,8 +279,9 @@ impl Driver {
     fn finish(&mut self, ended: Ended) {
         let Ended { mut posted, outcome } = ended;
         let result = self.shared.result_of(&posted.core, outcome);
-        if let Some(bytes) = posted.notif.take().filter(|_| result.is_ok()) {
-            self.notify_of_data(posted.core.remote.core.peer.key, bytes);
+        let word = std::mem::take(&mut posted.word);
+        if result.is_ok() && !word.is_empty() {
+            self.tell(posted.core.remote.core.peer.key, word);
         }
         posted.core.finish_unless_told(result);
     }

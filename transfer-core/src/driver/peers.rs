@@ -20,7 +20,7 @@ use super::{Conn, Driver, LocalConn, Wire};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::peer::{LocalWay, Peer, PeerCore, Ways};
-use crate::shared::{Meeting, Opened, Stream};
+use crate::shared::{Meeting, Opened, Stream, Word};
 
 /// A control connection.
 pub(super) struct ControlConn {
@@ -189,12 +189,23 @@ impl Driver {
                         self.shared.events.push(Event::Notif { peer, bytes });
                     }
                 }
+                // One that is gone by now is passed over.
+                (LinkEvent::Bump { counter, by }, Some(_)) => {
+                    let _known = self.shared.counters.bump(counter, by);
+                }
                 (LinkEvent::RegionAdd(info), Some(peer)) => {
                     if let Some(entry) = self.peers.get(&peer) {
                         entry.core.add_region(info);
                     }
                 }
                 (LinkEvent::RegionDel(id), Some(peer)) => self.forget_region(peer, id),
+                (LinkEvent::Sync, Some(peer)) => {
+                    // A region that was registered before the peer asked may still be on its way to this thread.
+                    self.handle_commands();
+                    if let Some(link) = self.link_of(peer) {
+                        link.synced();
+                    }
+                }
                 (LinkEvent::Synced, Some(peer)) => {
                     let waiting = self.peers.get_mut(&peer).and_then(|entry| entry.syncing.pop_front());
                     if let Some(reply) = waiting {
@@ -506,21 +517,26 @@ impl Driver {
         self.settle_local(token, result);
     }
 
-    pub(super) fn notify(&mut self, peer: Incarnation, bytes: Vec<u8>, reply: Option<&Sender<Result<()>>>) {
+    pub(super) fn notify(&mut self, peer: Incarnation, bytes: Vec<u8>, reply: &Sender<Result<()>>) {
         let name = self.peers.get(&peer).map_or_else(|| peer.to_string(), |entry| entry.core.name.clone());
         let sent = match self.link_of(peer) {
-            Some(link) if reply.is_none() => link.notify_of_data(bytes),
             Some(link) => link.notify(bytes),
             None => Err(NotifError::NotUp),
         };
-        if let Some(reply) = reply {
-            let _told = reply.send(sent.map_err(|source| Error::NotNotified { peer: name, source }));
-        }
+        // Who asked may have stopped waiting.
+        let _told = reply.send(sent.map_err(|source| Error::NotNotified { peer: name, source }));
     }
 
-    /// The notification of a transfer that is done. A peer that is gone by now does not get it.
-    pub(super) fn notify_of_data(&mut self, peer: Incarnation, bytes: Vec<u8>) {
-        self.notify(peer, bytes, None);
+    /// Tells of a transfer that is done. A peer that is gone by now does not learn it.
+    pub(super) fn tell(&mut self, peer: Incarnation, Word { notif, bump }: Word) {
+        let Some(link) = self.link_of(peer) else { return };
+        // The counter first: who is woken by the notification finds it raised.
+        if let Some((counter, by)) = bump {
+            link.bump(counter, by);
+        }
+        if let Some(Err(error)) = notif.map(|bytes| link.notify_of_data(bytes)) {
+            tracing::debug!(%error, %peer, "a notification was not sent");
+        }
     }
 
     /// Sends what was said on control connections since the last call.

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use crate::codec::{DecodeError, Reader, put_blob};
-use crate::id::{Incarnation, RailId, RegionId};
+use crate::id::{CounterId, Incarnation, RailId, RegionId};
 use crate::proto::metadata::{AgentMetadata, RegionInfo};
 use crate::proto::rails::RAILS_MAX;
 
@@ -54,6 +54,13 @@ pub enum Frame {
     Ready,
     /// Bytes for the application.
     Notif(Vec<u8>),
+    /// A transfer that ends with this has landed; count it.
+    Bump {
+        /// The receiver's counter.
+        counter: CounterId,
+        /// By how much.
+        by: u64,
+    },
     /// A region was registered.
     RegionAdd(RegionInfo),
     /// A region goes; its generations are void already.
@@ -85,6 +92,7 @@ const BYE: u8 = 8;
 const SYNC: u8 = 9;
 const SYNCED: u8 = 10;
 const RAIL_CLOSED: u8 = 11;
+const BUMP: u8 = 12;
 
 impl Frame {
     /// Appends the frame with its length.
@@ -108,6 +116,10 @@ impl Frame {
             }
             Self::RegionDel(id) => put_id(out, REGION_DEL, id.to_u64()),
             Self::RailClosed(id) => put_id(out, RAIL_CLOSED, id.to_u64()),
+            Self::Bump { counter, by } => {
+                put_id(out, BUMP, counter.to_u64());
+                out.extend_from_slice(&by.to_le_bytes());
+            }
             Self::Ping => out.push(PING),
             Self::Sync => out.push(SYNC),
             Self::Synced => out.push(SYNCED),
@@ -132,6 +144,10 @@ impl Frame {
             NOTIF => Self::Notif(r.blob("notification", NOTIF_MAX)?.to_vec()),
             REGION_ADD => Self::RegionAdd(RegionInfo::decode(r)?),
             REGION_DEL => Self::RegionDel(RegionId::from_u64(r.u64("region")?)),
+            BUMP => {
+                let counter = CounterId::from_u64(r.u64("counter")?);
+                Self::Bump { counter, by: r.u64("count")? }
+            }
             PING => Self::Ping,
             SYNC => Self::Sync,
             SYNCED => Self::Synced,
@@ -163,6 +179,7 @@ impl Frame {
             Self::Notif(_) => "Notif",
             Self::RegionAdd(_) => "RegionAdd",
             Self::RegionDel(_) => "RegionDel",
+            Self::Bump { .. } => "Bump",
             Self::Ping => "Ping",
             Self::Sync => "Sync",
             Self::Synced => "Synced",
@@ -238,6 +255,7 @@ mod tests {
             Frame::Ready,
             Frame::Notif(vec![]),
             Frame::Notif(vec![5; NOTIF_MAX]),
+            Frame::Bump { counter: CounterId::new(1, 2), by: 3 },
             Frame::RegionDel(RegionId::new(1, 2)),
             Frame::Ping,
             Frame::Sync,

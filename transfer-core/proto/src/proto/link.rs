@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::codec::DecodeError;
-use crate::id::{Incarnation, RailId, RegionId};
+use crate::id::{CounterId, Incarnation, RailId, RegionId};
 use crate::proto::control::{Deframer, Farewell, Frame, NOTIF_MAX};
 use crate::proto::metadata::{AgentMetadata, RegionInfo};
 use crate::proto::time::Time;
@@ -108,12 +108,22 @@ pub enum LinkEvent {
     Up,
     /// Bytes for the application.
     Notif(Vec<u8>),
+    /// A counter of ours is to be raised: data of the peer has landed.
+    Bump {
+        /// Which.
+        counter: CounterId,
+        /// By how much.
+        by: u64,
+    },
     /// The peer registered a region.
     RegionAdd(RegionInfo),
     /// The peer has deregistered a region.
     RegionDel(RegionId),
     /// The peer has closed its end of a rail.
     RailClosed(RailId),
+    /// The peer asks to be told when it has been sent everything that this side's application has said by now; then
+    /// [`Link::synced`] is to be called.
+    Sync,
     /// The peer has taken in what was sent before [`Link::sync`], and we what it had sent by then.
     Synced,
     /// The link ended; nothing comes after this.
@@ -260,10 +270,16 @@ impl Link {
             (State::Opening | State::Up, Frame::RailClosed(id)) => {
                 self.events.push_back(LinkEvent::RailClosed(id));
             }
-            (State::Opening | State::Up, Frame::Sync) => self.send(&Frame::Synced),
+            (State::Opening | State::Up, Frame::Sync) => self.events.push_back(LinkEvent::Sync),
             (State::Up, Frame::Synced) => self.events.push_back(LinkEvent::Synced),
+            (State::Up, Frame::Bump { counter, by }) => {
+                self.events.push_back(LinkEvent::Bump { counter, by });
+            }
             (State::Up, Frame::Notif(bytes)) => self.events.push_back(LinkEvent::Notif(bytes)),
             // The responder is up, and may notify, before this side has seen the last of its own connections.
+            (State::Opening, Frame::Bump { counter, by }) if self.role == Role::Initiator => {
+                self.events.push_back(LinkEvent::Bump { counter, by });
+            }
             (State::Opening, Frame::Notif(bytes)) if self.role == Role::Initiator => {
                 self.events.push_back(LinkEvent::Notif(bytes));
             }
@@ -313,6 +329,11 @@ impl Link {
         Ok(())
     }
 
+    /// Raises a counter of the peer, once the data that it counts has landed. Returns whether the link is up.
+    pub fn bump(&mut self, counter: CounterId, by: u64) -> bool {
+        self.state == State::Up && self.send_if_known(&Frame::Bump { counter, by })
+    }
+
     /// Tells of a region that was registered. Telling twice does no harm.
     pub fn add_region(&mut self, info: RegionInfo) {
         self.send_if_known(&Frame::RegionAdd(info));
@@ -332,6 +353,11 @@ impl Link {
     /// to be waited for.
     pub fn sync(&mut self) -> bool {
         self.state == State::Up && self.send_if_known(&Frame::Sync)
+    }
+
+    /// Answers [`LinkEvent::Sync`].
+    pub fn synced(&mut self) {
+        self.send_if_known(&Frame::Synced);
     }
 
     /// The peer knows our regions from our `Hello` on, until the link closes.
@@ -567,6 +593,9 @@ mod tests {
         assert!(pair.a.sync());
         pair.carry(1000, at(3));
         assert_eq!(pair.b.poll_event(), Some(LinkEvent::RegionDel(id)));
+        assert_eq!(pair.b.poll_event(), Some(LinkEvent::Sync));
+        pair.b.synced();
+        pair.carry(1000, at(3));
         assert_eq!(pair.a.poll_event(), Some(LinkEvent::RailClosed(RailId::new(2, 3))));
         assert_eq!(pair.a.poll_event(), Some(LinkEvent::Synced));
         pair.a.add_region(crate::proto::metadata::tests::region(id));

@@ -12,7 +12,7 @@ use transfer_sys::process::RANGES_MAX;
 
 use super::moves::Batch;
 use crate::error::Error;
-use crate::shared::{Passes, Shared};
+use crate::shared::{Passes, Shared, Word};
 use crate::xfer::XferCore;
 
 /// Bytes that the kernel copies in one call where its ranges do not run out first.
@@ -29,11 +29,11 @@ pub(crate) struct Work {
 #[derive(Debug)]
 struct Open {
     passes: Passes,
-    notif: Option<Vec<u8>>,
+    word: Word,
 }
 
 impl Work {
-    pub(crate) fn begin(agent: &Shared, core: &XferCore, passes: Passes, notif: Option<Vec<u8>>) {
+    pub(crate) fn begin(agent: &Shared, core: &XferCore, passes: Passes, word: Word) {
         let limits = match core.remote.path() {
             // A call into the kernel costs as much as some pages, so it gets as many ranges as it takes.
             Path::ProcessMemory => agent.config.slice_bytes_max.max(FOREIGN_BYTES_MAX),
@@ -45,7 +45,7 @@ impl Work {
         let mut guard = lock(core);
         let work = guard.get_or_insert_with(|| Self { state: Xfer::new(limits, deadline), open: None });
         work.state.restart(limits, deadline);
-        work.open = Some(Open { passes, notif });
+        work.open = Some(Open { passes, word });
     }
 
     /// Makes it stop where there is a reason to.
@@ -93,12 +93,12 @@ pub(super) fn complete(agent: &Shared, core: &XferCore, post: SlicePost, result:
 fn end_if_over(agent: &Shared, core: &XferCore, mut guard: MutexGuard<'_, Option<Work>>) {
     let Some(work) = guard.as_mut().filter(|work| work.open.is_some()) else { return };
     let Some(outcome) = work.state.poll_outcome(core.sides()) else { return };
-    let Some(Open { passes, notif }) = work.open.take() else { return };
+    let Some(Open { passes, word }) = work.open.take() else { return };
     drop(guard);
     let result = match outcome {
         // Nobody asked for it, so it was the agent's end.
         Outcome::Cancelled if !core.is_stopped() => Err(Error::AgentClosed),
         outcome => agent.result_of(core, outcome),
     };
-    agent.end_local(core, passes, notif, result);
+    agent.end_local(core, passes, word, result);
 }
