@@ -353,6 +353,20 @@ impl Rails {
         }
     }
 
+    /// A slice is not on a rail any more, without having moved.
+    pub fn taken_back(&mut self, id: RailId, bytes: u64) {
+        if let Some(rail) = self.current(id) {
+            rail.in_flight = rail.in_flight.saturating_sub(1);
+            rail.queued = rail.queued.saturating_sub(bytes);
+        }
+    }
+
+    /// Slices on a rail.
+    #[must_use]
+    pub fn in_flight(&self, id: RailId) -> u32 {
+        self.get(id).filter(|rail| rail.id == id).map_or(0, |rail| rail.in_flight)
+    }
+
     /// Whether a rail is closed at both ends, so that nothing that was on it can land any more.
     #[must_use]
     pub fn is_closed(&self, id: RailId) -> bool {

@@ -168,7 +168,8 @@ pub enum Outcome {
     Cancelled,
     /// Its deadline passed.
     Deadline,
-    /// The peer was lost.
+    /// The peer was lost. A write may still come in there until the peer has noticed the loss too; whichever reason
+    /// there was to stop before, this is told where that can be.
     PeerLost,
     /// A slice failed.
     Failed(Failure),
@@ -323,15 +324,24 @@ impl Xfer {
         }
     }
 
-    /// The rail under a flight broke: the fence opens, unless nobody is there to confirm it.
+    /// The rail under a flight broke: the fence opens.
     fn rail_lost(&mut self, at: usize, rail: Option<RailId>) {
         let flight = self.flights[at];
-        let state = rail.filter(|_| !self.peer_lost).map_or(FlightState::Ready, FlightState::Fenced);
-        self.flights[at].state = state;
+        self.flights[at].state = rail.map_or(FlightState::Ready, FlightState::Fenced);
         if flight.attempts > self.limits.retries_max {
             self.stop(Stop::Failed { flight, rail, error: SliceError::RailLost });
         }
         self.drop_unwanted();
+        self.drop_unconfirmed();
+    }
+
+    /// Nobody is left to confirm that the rails of a lost peer are closed: whatever the transfer stopped for, its
+    /// bytes may still land there, and only this outcome says so.
+    fn drop_unconfirmed(&mut self) {
+        if self.peer_lost && self.fenced() > 0 {
+            self.stop = Some(Stop::Told(Outcome::PeerLost));
+            self.flights.retain(|flight| flight.state == FlightState::InFlight);
+        }
     }
 
     /// Lets slices go on whose fence is over: the peer has said of their rail that it is closed at its end. To be
@@ -370,7 +380,7 @@ impl Xfer {
     pub fn peer_lost(&mut self) {
         self.peer_lost = true;
         self.stop(Stop::Told(Outcome::PeerLost));
-        self.flights.retain(|flight| flight.state == FlightState::InFlight);
+        self.drop_unconfirmed();
     }
 
     /// The first reason to stop is the one that is told; when every byte is in place it is too late for one.
@@ -572,6 +582,21 @@ mod tests {
         assert_eq!((x.fenced(), outcome(&mut x, &list)), (0, None));
         x.handle_completion(1, RAIL, LOST);
         assert_eq!(outcome(&mut x, &list), Some(Outcome::PeerLost));
+    }
+
+    #[test]
+    fn an_end_that_the_peer_did_not_confirm_is_told_as_its_loss() {
+        for confirmed in [true, false] {
+            let (mut x, list) = (xfer(2), list(20));
+            assert_eq!(post(&mut x, &list).len(), 2);
+            x.handle_timeout(at(1000));
+            x.handle_completion(0, RAIL, LOST);
+            x.lift_fences(|_| confirmed);
+            x.handle_completion(1, RAIL, Ok(10));
+            x.peer_lost();
+            let told = if confirmed { Outcome::Deadline } else { Outcome::PeerLost };
+            assert_eq!(outcome(&mut x, &list), Some(told));
+        }
     }
 
     #[test]
