@@ -7,11 +7,11 @@ use transfer_proto::desc::{DescList, Selection};
 use transfer_proto::id::{RailId, XferId};
 use transfer_proto::plan::Side;
 use transfer_proto::proto::control::Farewell;
-use transfer_proto::proto::data::{DataHello, HELLO_BYTES};
 use transfer_proto::proto::link::{Link, LinkConfig, LinkEvent, Role};
 use transfer_proto::proto::metadata::AgentMetadata;
-use transfer_proto::proto::preamble::{self, Kind, PREAMBLE_BYTES};
+use transfer_proto::proto::preamble::{self, Flags, Kind, PREAMBLE_BYTES};
 use transfer_proto::proto::rails::{RailEvent, Rails, RailsConfig};
+use transfer_proto::proto::session::{SESSION_HELLO_BYTES, SessionHello};
 use transfer_proto::proto::time::Time;
 use transfer_proto::proto::xfer::{Outcome, SliceError, SliceLimits, Xfer};
 
@@ -250,8 +250,9 @@ impl Agent {
     /// A connection that was accepted says what it is.
     fn read_fresh(&mut self, net: ConnId, now: Time, outside: &mut Outside) {
         let wanted = match outside.net.kind(net) {
-            Kind::Data => PREAMBLE_BYTES + HELLO_BYTES,
-            _ => PREAMBLE_BYTES,
+            Kind::Data => PREAMBLE_BYTES + SESSION_HELLO_BYTES,
+            // Its preamble and proof come before the link, and are not simulated.
+            _ => 0,
         };
         let Some(held) = self.fresh.get_mut(&net) else { return };
         match outside.receive(net, 1, wanted - held.len()) {
@@ -272,7 +273,7 @@ impl Agent {
             let secret = outside.rng.next();
             return self.add_peer(net, 1, link, secret);
         }
-        let hello = DataHello::decode(held[PREAMBLE_BYTES..].try_into().unwrap()).unwrap();
+        let hello = SessionHello::decode(held[PREAMBLE_BYTES..].try_into().unwrap());
         let me = self.life;
         let expecting = |(_, peer): &(&ConnId, &mut Peer)| peer.secret == hello.token && peer.life.is_some();
         let Some((session, peer)) = self.peers.iter_mut().find(expecting) else {
@@ -283,7 +284,7 @@ impl Agent {
             return outside.close(net, 1);
         }
         // A connection that has just been opened takes so few bytes; if it is broken, that shows soon.
-        let _sent = outside.send(net, 1, &preamble::encode(Kind::Data));
+        let _sent = outside.send(net, 1, &preamble::encode(Kind::Data, Flags::NONE));
         peer.adopt((net, 1), hello.rail, me);
     }
 
@@ -554,8 +555,9 @@ impl Peer {
     fn dial(&mut self, rail: RailId, me: Life, now: Time, outside: &mut Outside) {
         let Some(theirs) = self.life else { return };
         let net = outside.open(Kind::Data, [me.0, theirs.0]);
-        let hello = DataHello::new(incarnation(me), self.token, rail).encode();
-        let _sent = outside.send(net, 0, &[&preamble::encode(Kind::Data)[..], &hello[..]].concat());
+        let hello = SessionHello::new(incarnation(me), self.token, rail).encode();
+        let _sent =
+            outside.send(net, 0, &[&preamble::encode(Kind::Data, Flags::NONE)[..], &hello[..]].concat());
         self.dialing.push(Dialing { net, rail, ends: now + HANDSHAKE / 2, came: Vec::new() });
     }
 
