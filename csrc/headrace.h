@@ -61,6 +61,10 @@
 // Bytes behind hr_config_t.key.
 #define HR_KEY_SIZE 32
 
+// Bit of hr_region_options_t.flags: the region consists of huge pages, from the administrator's pool
+// (vm.nr_hugepages). Where they are missing it does not come to be. Only for memory that the agent allocates.
+#define HR_REGION_HUGE_PAGES 1
+
 // Bytes of hr_region_info_t.label, with the NUL.
 #define HR_LABEL_SIZE 256
 
@@ -270,11 +274,14 @@ typedef struct {
     // What peers may do with it: an hr_access_t. Default HR_ACCESS_READ_WRITE. Where it is HR_ACCESS_READ_ONLY, memory
     // that the agent allocates cannot even be mapped writable by a peer, and everybody's writes are refused.
     uint32_t access;
-    // Has to be 0.
-    uint32_t reserved;
+    // HR_REGION_HUGE_PAGES or 0, the default.
+    uint32_t flags;
     // Bytes of a block, such as those of a page of a KV cache: what hr_region_revoke() revokes at the least. Default 0:
     // all of the region. An agent has room for 2^24 blocks, each of which costs it 8 bytes.
     uint64_t block_bytes;
+    // The node whose memory it gets, on a machine that has several. Default -1: any. Only for memory that the agent
+    // allocates.
+    int64_t numa_node;
 } hr_region_options_t;
 
 // A rule for spans of one region. Make it with hr_desc_contiguous(), hr_desc_strided() or hr_desc_paged().
@@ -449,7 +456,7 @@ hr_status_t hr_region_options_init(hr_region_options_t *options, size_t size);
 // its memory now, at a few GB/s. `label` is for peers to find it by: at most 255 bytes, not necessarily unique.
 // `options` may be NULL.
 // Free the region with hr_region_free().
-// Errors: HR_OS where memory is short, HR_TOO_LARGE.
+// Errors: HR_OS where memory, huge pages or the node are not to be had; HR_TOO_LARGE.
 hr_status_t hr_agent_alloc(hr_agent_t *agent,
                            uint64_t len,
                            const char *label,
@@ -460,7 +467,7 @@ hr_status_t hr_agent_alloc(hr_agent_t *agent,
 // Registers memory of yours. It has to stay mapped, readable and writable until hr_region_close() has returned HR_OK
 // or hr_agent_destroy() has returned, and peers write it at any time until then.
 // `options` may be NULL. Free the region with hr_region_free(), which leaves the memory itself to you.
-// Errors: HR_TOO_LARGE.
+// Errors: HR_TOO_LARGE; HR_INVALID_CONFIG for options that memory of yours cannot have.
 hr_status_t hr_agent_register(hr_agent_t *agent,
                               void *addr,
                               size_t len,

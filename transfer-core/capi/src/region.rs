@@ -34,6 +34,10 @@ impl From<Access> for hr_access_t {
     }
 }
 
+/// Bit of hr_region_options_t.flags: the region consists of huge pages, from the administrator's pool
+/// (vm.nr_hugepages). Where they are missing it does not come to be. Only for memory that the agent allocates.
+pub const HR_REGION_HUGE_PAGES: u32 = 1;
+
 /// What a region is to be. hr_region_options_init() fills in the defaults.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -44,11 +48,14 @@ pub struct hr_region_options_t {
     /// What peers may do with it: an hr_access_t. Default HR_ACCESS_READ_WRITE. Where it is HR_ACCESS_READ_ONLY, memory
     /// that the agent allocates cannot even be mapped writable by a peer, and everybody's writes are refused.
     pub access: u32,
-    /// Has to be 0.
-    pub reserved: u32,
+    /// HR_REGION_HUGE_PAGES or 0, the default.
+    pub flags: u32,
     /// Bytes of a block, such as those of a page of a KV cache: what hr_region_revoke() revokes at the least. Default 0:
     /// all of the region. An agent has room for 2^24 blocks, each of which costs it 8 bytes.
     pub block_bytes: u64,
+    /// The node whose memory it gets, on a machine that has several. Default -1: any. Only for memory that the agent
+    /// allocates.
+    pub numa_node: i64,
 }
 
 // SAFETY: C1. repr(C), `size` first, integers only; `tests/header.rs` finds padding.
@@ -56,7 +63,7 @@ unsafe impl Versioned for hr_region_options_t {
     fn defaults(size: usize) -> Self {
         let options = RegionOptions::new("");
         let access = hr_access_t::from(options.access) as u32;
-        Self { size, access, reserved: 0, block_bytes: options.block_bytes }
+        Self { size, access, flags: 0, block_bytes: options.block_bytes, numa_node: -1 }
     }
 }
 
@@ -80,15 +87,21 @@ fn options_of(c: &Call, label: *const c_char, options: *const hr_region_options_
         return Ok(plain);
     }
     let options = c.versioned(options, "options")?;
-    if options.reserved != 0 {
-        return Err(hr_error_t::argument("options.reserved", "is not 0"));
+    if options.flags & !HR_REGION_HUGE_PAGES != 0 {
+        return Err(hr_error_t::argument("options.flags", "has unknown bits"));
     }
+    let numa_node = match (options.numa_node, u32::try_from(options.numa_node)) {
+        (-1, _) => None,
+        (_, Ok(node)) => Some(node),
+        _ => return Err(hr_error_t::argument("options.numa_node", "is neither -1 nor a node")),
+    };
     let access = match options.access {
         READ_ONLY => Access::ReadOnly,
         READ_WRITE => Access::ReadWrite,
         _ => return Err(hr_error_t::argument("options.access", "is no hr_access_t")),
     };
-    Ok(plain.access(access).block_bytes(options.block_bytes))
+    let huge_pages = options.flags & HR_REGION_HUGE_PAGES != 0;
+    Ok(plain.access(access).block_bytes(options.block_bytes).huge_pages(huge_pages).numa_node(numa_node))
 }
 
 /// Registered memory of an agent. Peers that were met may access it at any time.
@@ -114,7 +127,7 @@ fn offset_of(region: &Region, offset: u64, len: usize) -> Outcome<usize> {
 /// its memory now, at a few GB/s. `label` is for peers to find it by: at most 255 bytes, not necessarily unique.
 /// `options` may be NULL.
 /// Free the region with hr_region_free().
-/// Errors: HR_OS where memory is short, HR_TOO_LARGE.
+/// Errors: HR_OS where memory, huge pages or the node are not to be had; HR_TOO_LARGE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_agent_alloc(
     agent: *mut hr_agent_t,
@@ -139,7 +152,7 @@ pub unsafe extern "C" fn hr_agent_alloc(
 /// Registers memory of yours. It has to stay mapped, readable and writable until hr_region_close() has returned HR_OK
 /// or hr_agent_destroy() has returned, and peers write it at any time until then.
 /// `options` may be NULL. Free the region with hr_region_free(), which leaves the memory itself to you.
-/// Errors: HR_TOO_LARGE.
+/// Errors: HR_TOO_LARGE; HR_INVALID_CONFIG for options that memory of yours cannot have.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_agent_register(
     agent: *mut hr_agent_t,

@@ -102,7 +102,7 @@ fn structs() -> Facts {
         }
     );
     assert_eq!(padding, Padding(0), "as above");
-    let padding = fields!(facts, hr_region_options_t { size, access, reserved, block_bytes });
+    let padding = fields!(facts, hr_region_options_t { size, access, flags, block_bytes, numa_node });
     assert_eq!(padding, Padding(0), "as above");
     fields!(facts, hr_desc_t { region, offset, len, stride, generation, pages, count, kind });
     fields!(facts, hr_done_t { bytes, elapsed_ns, path });
@@ -133,6 +133,7 @@ fn enums() -> Facts {
         ("HR_VERSION_MINOR", HR_VERSION_MINOR),
         ("HR_VERSION_PATCH", HR_VERSION_PATCH),
         ("HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY", HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY),
+        ("HR_REGION_HUGE_PAGES", HR_REGION_HUGE_PAGES),
     ] {
         facts.push((name.into(), value.into()));
     }

@@ -203,17 +203,26 @@ fn regions_have_bounds_labels_and_an_end() {
 #[test]
 fn options_of_a_region_are_checked() {
     let agent = agent(c"a", ALL);
-    for (access, reserved, says) in
-        [(0, 0, "options.access"), (9, 0, "options.access"), (1, 1, "options.reserved")]
-    {
+    let alloc = |access, flags, numa_node| {
         let mut options = filled(|options, size| unsafe { hr_region_options_init(options, size) });
-        (options.access, options.reserved) = (access, reserved);
+        (options.access, options.flags, options.numa_node) = (access, flags, numa_node);
         let options = &raw const options;
-        let told = refused(|region, error| unsafe {
-            hr_agent_alloc(agent, 8, c"x".as_ptr(), options, region, error)
-        });
-        assert_told(&told, HR_INVALID_ARGUMENT, says, false);
-    }
+        refused(|region, error| unsafe { hr_agent_alloc(agent, 8, c"x".as_ptr(), options, region, error) })
+    };
+    assert_told(&alloc(0, 0, -1), HR_INVALID_ARGUMENT, "options.access", false);
+    assert_told(&alloc(9, 0, -1), HR_INVALID_ARGUMENT, "options.access", false);
+    assert_told(&alloc(1, 2, -1), HR_INVALID_ARGUMENT, "options.flags", false);
+    assert_told(&alloc(1, 0, -2), HR_INVALID_ARGUMENT, "options.numa_node", false);
+    assert_told(&alloc(1, 0, 1 << 40), HR_INVALID_ARGUMENT, "options.numa_node", false);
+    // What the memory of an application is, it is already.
+    let (mut options, mut byte) =
+        (filled(|options, size| unsafe { hr_region_options_init(options, size) }), 0_u8);
+    options.flags = HR_REGION_HUGE_PAGES;
+    let (addr, options) = ((&raw mut byte).cast(), &raw const options);
+    let told = refused(|region, error| unsafe {
+        hr_agent_register(agent, addr, 1, c"x".as_ptr(), options, region, error)
+    });
+    assert_told(&told, HR_INVALID_CONFIG, "huge_pages", false);
     unsafe { hr_agent_destroy(agent) };
 }
 
