@@ -88,7 +88,7 @@ fn a_blob_is_refused_where_it_is_damaged_of_another_version_or_stale() {
     };
 
     let mut other = good.clone();
-    other[4] = 0xee;
+    (other[4], other[6]) = (0xee, 0xee); // highest and lowest version
     assert_told(&add(&other), HR_VERSION_MISMATCH, "speaks version", false);
     assert_told(&add(b"something else altogether"), HR_PROTOCOL, "the metadata blob", false);
     assert_told(&add(&[]), HR_PROTOCOL, "the metadata blob", false);
