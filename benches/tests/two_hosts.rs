@@ -10,6 +10,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -193,6 +194,28 @@ fn a_target_beyond_loopback_has_to_be_asked_for_loudly() {
     let output = Command::new(BINARY).args(["target", "--listen", "0.0.0.0:0"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains("insecure_remote_without_key"), "{}", said(&output));
+}
+
+#[test]
+fn a_target_with_a_key_serves_only_who_has_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, digit: &str| {
+        let path = dir.path().join(name);
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        file.write_all(digit.repeat(64).as_bytes()).unwrap();
+        path.into_os_string().into_string().unwrap()
+    };
+    let (key, other) = (file("key", "a"), file("other", "b"));
+    let target = Target::start(&["--key-file", &key]);
+    let args = ["--seconds", "0.01", "--len", "4KiB", "--op", "read"];
+    let with = |more: &[&str]| initiator(&target.address, &[&args[..], more].concat()).output().unwrap();
+    for stranger in [with(&[]), with(&["--key-file", &other])] {
+        assert_eq!(stranger.status.code(), Some(1));
+        assert!(stranger.stdout.is_empty() && said(&stranger).contains("key"), "{}", said(&stranger));
+    }
+    let friend = with(&["--key-file", &key]);
+    assert!(friend.status.success(), "{}", said(&friend));
 }
 
 /// Speaks to a target by hand.

@@ -54,16 +54,17 @@ Exit code: 0 if every row was verified, 1 if not, 3 if the target was lost, 130 
 const TARGET_HELP: &str = "\
 Examples:
   transfer-bench target                                both ends on this host, in two terminals
-  transfer-bench target --listen 10.0.0.5:7700 --allow-remote
+  openssl rand -hex 32 > key; chmod 600 key            a key, to be copied to the other host
+  transfer-bench target --listen 10.0.0.5:7700 --key-file key
   transfer-bench target --once --json                  for scripts: one line for each event, ends with its initiator
 
 It listens on one port; the bare sockets and iperf3 of the roof take further free ones.";
 
 const INITIATOR_HELP: &str = "\
 Examples:
-  transfer-bench initiator --connect tcp://10.0.0.5:7700
-  transfer-bench initiator --connect tcp://10.0.0.5:7700 --path tcp --len 64MiB --streams 4 --roof iperf3
-  transfer-bench initiator --connect tcp://10.0.0.5:7700 --json > rows.json
+  transfer-bench initiator --connect tcp://10.0.0.5:7700 --key-file key
+  transfer-bench initiator --connect tcp://10.0.0.5:7700 --key-file key --path tcp --streams 4 --roof iperf3
+  transfer-bench initiator --connect tcp://127.0.0.1:7700 --json > rows.json
 
 `transfer-bench run --help` explains the columns, the JSON and the exit codes.";
 
