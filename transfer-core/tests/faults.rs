@@ -199,7 +199,10 @@ fn a_region_closed_in_mid_transfer_is_let_go_of() {
                 Err(error) => assert!(is_loss(&error), "{error}"),
             }
         }
-        assert!(matches!(peer.read(&local, &remote).post(), Err(Error::RegionClosed { .. })));
+        // Closing does not wait until peers have heard of it; until then the target refuses.
+        peer.sync().unwrap();
+        let posted = peer.read(&local, &remote).post();
+        assert!(matches!(posted, Err(Error::RegionClosed { .. })), "{posted:?}");
         mine.close().unwrap();
     }
     assert!(peer.is_up());
