@@ -29,6 +29,7 @@ use crate::event::{Event, EventQueue, Taken};
 use crate::list::{LocalCore, LocalList};
 use crate::mem::{self, Guests, Ledger, Region, RegionOptions, RegionTable, Unnamed};
 use crate::peer::Peer;
+use crate::rates::CopyRate;
 use crate::shared::{Command, POSTS_MAX, Shared, Stock};
 use crate::sync::{Followers, Lead, Wake};
 
@@ -105,6 +106,7 @@ impl Agent {
             addresses,
             regions: RegionTable::default(),
             counters: Arc::default(),
+            copy_rate: CopyRate::default(),
             guests: Guests::new(Arc::clone(&ledger)),
             ledger,
             peers: Mutex::new(HashMap::new()),

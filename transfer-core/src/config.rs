@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use transfer_proto::plan::PathSet;
+use transfer_proto::plan::{PathSet, Policy};
 use transfer_proto::proto::link::LinkConfig;
 use transfer_proto::proto::metadata::{APP_METADATA_MAX, NAME_MAX};
 use transfer_proto::proto::xfer::SliceLimits;
@@ -33,6 +33,9 @@ pub struct Config {
     pub app_metadata: Vec<u8>,
     /// Paths that transfers may take. Default all.
     pub paths: PathSet,
+    /// What to do where the best path to a peer's memory is ruled out by something that could be mended. Default: take the
+    /// next one, and tell by [`crate::Peer::explain`]. With [`Policy::Strict`], preparing a list fails instead.
+    pub policy: Policy,
     /// Data connections to each peer. Default 2; each costs a socket on both sides.
     pub tcp_streams: usize,
     /// Kernel buffer of each data connection, in each direction. Default `None`: the kernel sizes them to the path,
@@ -77,6 +80,7 @@ impl Config {
             insecure_remote_without_key: false,
             app_metadata: Vec::new(),
             paths: PathSet::ALL,
+            policy: Policy::Fallback,
             tcp_streams: 2,
             tcp_buffer_bytes: None,
             inline_bytes_max: 1 << 20,

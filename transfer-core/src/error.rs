@@ -135,6 +135,14 @@ pub enum Error {
         /// What it did.
         source: ProtocolError,
     },
+    /// The best path is ruled out by something that could be mended, and the policy is strict.
+    #[error("the policy is strict, and the best path to {peer} is not to be had: {explanation}")]
+    FallbackRefused {
+        /// Which peer.
+        peer: String,
+        /// What would be taken, and what speaks against the better one.
+        explanation: Explanation,
+    },
     /// Every path to the peer is ruled out.
     #[error("no path to {peer}: {explanation}")]
     NoPath {

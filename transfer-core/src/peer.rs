@@ -7,13 +7,14 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use transfer_proto::desc::DescList;
 use transfer_proto::id::{Incarnation, RegionId};
-use transfer_proto::plan::{Explanation, Facts, PathSet, Reason, choose};
+use transfer_proto::plan::{Explanation, Facts, Path, PathSet, Policy, Reason, choose};
 use transfer_proto::proto::link::{LinkError, NotifError};
 use transfer_proto::proto::metadata::{AgentMetadata, RegionInfo, RegionKind};
 
 use crate::error::{Error, Result};
 use crate::list::{LocalList, RemoteCore, RemoteList};
 use crate::mem::{Guest, RemoteRegion};
+use crate::rates::Rates;
 use crate::shared::{Command, Shared};
 use crate::xfer::{Op, Request};
 
@@ -44,6 +45,8 @@ pub(crate) struct PeerCore {
     app: Arc<[u8]>,
     regions: RwLock<BTreeMap<RegionId, Arc<RemoteRegion>>>,
     pub(crate) ways: OnceLock<Ways>,
+    /// How fast transfers with it were.
+    pub(crate) rates: Rates,
     up: AtomicBool,
     lost: OnceLock<LinkError>,
 }
@@ -58,6 +61,7 @@ impl PeerCore {
             app: metadata.app.into(),
             regions: RwLock::new(regions.collect()),
             ways: OnceLock::new(),
+            rates: Rates::default(),
             up: AtomicBool::new(false),
             lost: OnceLock::new(),
         }
@@ -181,7 +185,8 @@ impl Peer {
     /// list and use it again.
     ///
     /// # Errors
-    /// [`Error::BadList`], [`Error::NoPath`], [`Error::PeerLost`], [`Error::Os`] from mapping.
+    /// [`Error::BadList`], [`Error::NoPath`], [`Error::FallbackRefused`], [`Error::PeerLost`], [`Error::Os`] from
+    /// mapping.
     pub fn prepare(&self, list: &DescList) -> Result<RemoteList> {
         self.core.ensure_up()?;
         let known =
@@ -201,8 +206,11 @@ impl Peer {
         let Some(path) = explanation.path else {
             return Err(Error::NoPath { peer: self.core.name.clone(), explanation });
         };
+        if self.agent.config.policy == Policy::Strict && explanation.is_fallback() {
+            return Err(Error::FallbackRefused { peer: self.core.name.clone(), explanation });
+        }
         let mut mapped = Vec::new();
-        if path == transfer_proto::plan::Path::SharedMemory {
+        if path == Path::SharedMemory {
             for region in &bound {
                 mapped.push(self.agent.map_region(&self.core, region)?);
             }
@@ -222,7 +230,14 @@ impl Peer {
         Request::new(self.clone(), Op::Write, local.clone(), remote.clone())
     }
 
-    /// Which path a transfer between the two lists takes, and why not another.
+    /// What transfers of the path gave so far; before the first one, for mapped memory, what a copy gives here.
+    fn expected_rate(&self, path: Path) -> Option<u64> {
+        let copy = || (path == Path::SharedMemory).then(|| self.agent.copy_rate.get(&self.agent.clock));
+        self.core.rates.seen(path).or_else(copy)
+    }
+
+    /// Which path a transfer between the two lists takes, why not another, and how fast it is expected to be. The first call of
+    /// an agent may measure its memory, which takes some milliseconds.
     ///
     /// # Errors
     /// [`Error::WrongAgent`] for lists of another peer.
@@ -230,7 +245,9 @@ impl Peer {
         if !Arc::ptr_eq(&remote.core.peer, &self.core) {
             return Err(Error::WrongAgent { side: "remote" });
         }
-        Ok(remote.core.explanation.clone())
+        let mut explanation = remote.core.explanation.clone();
+        explanation.expected_rate = self.expected_rate(remote.core.path);
+        Ok(explanation)
     }
 
     /// Sends bytes, at most 64 KiB, to the peer's application. They arrive in order with other notifications.

@@ -28,6 +28,7 @@ use crate::event::EventQueue;
 use crate::list::{LocalList, RemoteList};
 use crate::mem::{self, Guest, Guests, Ledger, PeerLedger, RegionCore, RegionTable, RemoteRegion};
 use crate::peer::{PeerCore, Ways};
+use crate::rates::CopyRate;
 use crate::sync::{Followers, Lead, Pool, Shelf, Wake};
 use crate::xfer::{Done, XferCore, XferRef};
 
@@ -196,6 +197,7 @@ pub(crate) struct Shared {
     pub(crate) addresses: Vec<Address>,
     pub(crate) regions: RegionTable,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) copy_rate: CopyRate,
     /// What this agent tells peers of its host about its memory and its writing.
     pub(crate) ledger: Arc<Ledger>,
     /// Those peers.
@@ -317,7 +319,9 @@ impl Shared {
 
     pub(crate) fn done(&self, core: &XferCore, bytes: u64) -> Done {
         let elapsed = self.clock.elapsed().saturating_sub(core.started);
-        Done { bytes, path: core.remote.path(), elapsed }
+        let path = core.remote.path();
+        core.remote.core.peer.rates.note(path, bytes, elapsed);
+        Done { bytes, path, elapsed }
     }
 
     /// The mapping of a peer's region, asked for where there is none yet.

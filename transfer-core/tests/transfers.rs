@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Wake};
 use std::time::Duration;
 
 use support::{REGION_BYTES, WAIT, agent, bytes_of, config, expected, pair, pattern, shapes};
-use transfer_core::{Agent, Desc, DescList, Error, Event, Path, PathSet, Peer, Region};
+use transfer_core::{Agent, Desc, DescList, Error, Event, Path, PathSet, Peer, Policy, Region};
 
 fn region(agent: &Agent, allocated: bool, seed: u64, len: usize) -> Region {
     let bytes = pattern(seed, len);
@@ -401,4 +401,28 @@ fn a_counter_is_raised_once_by_each_transfer_that_is_done() {
         peer.read(&local, &fresh).bump(gone, 1).post().unwrap().wait(WAIT).unwrap();
         peer.sync().unwrap();
     }
+}
+
+#[test]
+fn a_strict_agent_does_not_fall_back_and_an_explanation_tells_a_rate() {
+    let mut strict = config("strict", PathSet::ALL);
+    strict.policy = Policy::Strict;
+    let (here, there) = (Agent::new(strict).unwrap(), agent("there", PathSet::ALL));
+    let peer = here.connect(&there.address().unwrap()).unwrap();
+    let (mapped, foreign) = (there.alloc(1 << 20, "a").unwrap(), there.adopt(vec![0; 4096], "f").unwrap());
+    let whole = |region: &Region| DescList::from(Desc::contiguous(region.id(), 0, region.len() as u64));
+    let refused = peer.prepare(&whole(&foreign)).unwrap_err();
+    assert!(matches!(refused, Error::FallbackRefused { .. }), "{refused}");
+    assert!(refused.to_string().contains("was registered, not allocated"), "{refused}");
+
+    let mine = here.alloc(1 << 20, "mine").unwrap();
+    let (l, r) = (here.prepare(&whole(&mine)).unwrap(), peer.prepare(&whole(&mapped)).unwrap());
+    let before = peer.explain(&l, &r).unwrap();
+    assert!(before.path == Some(Path::SharedMemory) && before.expected_rate > Some(1 << 20), "{before}");
+    let done = peer.read(&l, &r).post().unwrap().wait(WAIT).unwrap();
+    let seen = peer.explain(&l, &r).unwrap().expected_rate.unwrap();
+    let wanted = f64::from(1_u32 << 20) / done.elapsed.as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "compared roughly")]
+    let seen = seen as f64;
+    assert!((seen / wanted - 1.0).abs() < 0.01, "{seen} of {wanted}");
 }

@@ -106,7 +106,7 @@ impl From<&Error> for hr_status_t {
             Error::TooLarge { .. } => HR_TOO_LARGE,
             Error::VersionMismatch { .. } => HR_VERSION_MISMATCH,
             Error::Protocol { .. } => HR_PROTOCOL,
-            Error::NoPath { .. } => HR_NO_PATH,
+            Error::NoPath { .. } | Error::FallbackRefused { .. } => HR_NO_PATH,
             Error::Directory(_) => HR_DIRECTORY,
             Error::ReadOnly { .. } => HR_READ_ONLY,
             Error::Stale { .. } => HR_STALE,

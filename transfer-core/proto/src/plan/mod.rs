@@ -3,5 +3,5 @@
 mod path;
 mod pieces;
 
-pub use path::{Explanation, Facts, Path, PathSet, Reason, choose};
+pub use path::{Explanation, Facts, Path, PathSet, Policy, Reason, choose};
 pub use pieces::{Piece, Pieces, Side};

@@ -141,6 +141,29 @@ impl Facts {
     }
 }
 
+impl Reason {
+    /// Whether the path would be there if something were set up otherwise, here or at the peer; a transfer that goes
+    /// another way because of it has fallen back.
+    #[must_use]
+    pub fn is_mendable(self) -> bool {
+        match self {
+            Self::Refused | Self::ForeignMemory | Self::PtraceDenied | Self::NotConnected => true,
+            Self::BetterPath | Self::NotAllowed | Self::OtherHost => false,
+        }
+    }
+}
+
+/// What to do where the best path is ruled out by something that could be mended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Policy {
+    /// Take the next one; the explanation tells.
+    #[default]
+    Fallback,
+    /// Refuse. Paths that are left out on purpose do not count, nor do those that only lead within one host.
+    Strict,
+}
+
 /// The path of a transfer, and what spoke against each other one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -149,6 +172,17 @@ pub struct Explanation {
     pub path: Option<Path>,
     /// The others.
     pub rejected: Vec<(Path, Reason)>,
+    /// Bytes in a second that the path is expected to give for large transfers, where something is known of it.
+    pub expected_rate: Option<u64>,
+}
+
+impl Explanation {
+    /// Whether a better path than the one taken is ruled out by something that could be mended.
+    #[must_use]
+    pub fn is_fallback(&self) -> bool {
+        let better = |path| self.path.is_none_or(|taken| path < taken);
+        self.rejected.iter().any(|&(path, reason)| better(path) && reason.is_mendable())
+    }
 }
 
 impl fmt::Display for Explanation {
@@ -157,6 +191,9 @@ impl fmt::Display for Explanation {
             Some(path) => write!(f, "path: {path}")?,
             None => f.write_str("no path")?,
         }
+        if let Some(rate) = self.expected_rate {
+            write!(f, ", about {}.{} GB/s", rate / 1_000_000_000, rate % 1_000_000_000 / 100_000_000)?;
+        }
         self.rejected.iter().try_for_each(|(path, reason)| write!(f, "; not {path}: {reason}"))
     }
 }
@@ -164,7 +201,7 @@ impl fmt::Display for Explanation {
 /// Takes the best path that nothing speaks against.
 #[must_use]
 pub fn choose(facts: &Facts) -> Explanation {
-    let mut explanation = Explanation { path: None, rejected: Vec::new() };
+    let mut explanation = Explanation { path: None, rejected: Vec::new(), expected_rate: None };
     for path in Path::ALL {
         match facts.against(path) {
             Some(reason) => explanation.rejected.push((path, reason)),
@@ -198,11 +235,30 @@ mod tests {
     }
 
     #[test]
+    fn falling_back_is_told_from_having_no_choice() {
+        let falls_back = |change: &dyn Fn(&mut Facts)| {
+            let mut facts = Facts::best();
+            change(&mut facts);
+            choose(&facts).is_fallback()
+        };
+        assert!(!falls_back(&|_| ()));
+        assert!(falls_back(&|f| f.mappable = false));
+        assert!(falls_back(&|f| (f.mappable, f.ptrace) = (false, false)));
+        assert!(falls_back(&|f| f.local = Err(Reason::Refused)));
+        assert!(!falls_back(&|f| f.local = Err(Reason::OtherHost)));
+        assert!(!falls_back(&|f| f.allowed = PathSet::TCP));
+        assert!(!falls_back(&|f| (f.mappable, f.allowed) = (false, PathSet(0b110))));
+    }
+
+    #[test]
     fn it_says_why_not_the_others() {
         let mut facts = Facts::best();
         (facts.mappable, facts.ptrace, facts.tcp) = (false, false, false);
         let told = choose(&facts).to_string();
         assert!(told.starts_with("no path; not shm: a region of the peer was registered"), "{told}");
+        let mut fast = choose(&Facts::best());
+        fast.expected_rate = Some(12_345_678_901);
+        assert!(fast.to_string().starts_with("path: shm, about 12.3 GB/s; not"), "{fast}");
         assert!(told.contains("ptrace_scope") && told.contains("no data connection"), "{told}");
     }
 }
