@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::TcpListener;
+use std::os::fd::BorrowedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as LocalAddr, UnixListener};
 use std::ptr::NonNull;
@@ -25,12 +26,12 @@ use crate::counter::Counter;
 use crate::dial::dial;
 use crate::driver::{Driver, Seat};
 use crate::error::{Error, Result};
-use crate::event::{Event, EventQueue, Taken};
+use crate::event::{Event, EventQueue, Signal, Taken};
 use crate::list::{LocalCore, LocalList};
 use crate::mem::{self, Guests, Ledger, Region, RegionOptions, RegionTable, Unnamed};
 use crate::peer::Peer;
 use crate::rates::CopyRate;
-use crate::shared::{Command, POSTS_MAX, Shared, Stock};
+use crate::shared::{Command, Posts, Shared, Stock};
 use crate::sync::{Followers, Lead, Wake};
 
 /// One endpoint: it owns registered memory, meets peers, and moves bytes to and from theirs.
@@ -97,7 +98,7 @@ impl Agent {
         }
         let ledger = Arc::new(Ledger::create(&config.name)?);
         let (commands, receiver) = crossbeam_channel::unbounded();
-        let (posts, posted) = crossbeam_channel::bounded(POSTS_MAX);
+        let signal = Arc::new(Signal::default());
         let shared = Arc::new(Shared {
             clock: Clock::start(),
             incarnation,
@@ -110,9 +111,10 @@ impl Agent {
             guests: Guests::new(Arc::clone(&ledger)),
             ledger,
             peers: Mutex::new(HashMap::new()),
-            events: EventQueue::new(config.events_max),
+            events: EventQueue::new(config.events_max, Arc::clone(&signal)),
+            signal,
             commands,
-            posts,
+            posts: Posts::new(),
             stock: Stock::new(),
             copies: Copies::new(),
             wake: Arc::new(Wake::new()?),
@@ -122,7 +124,7 @@ impl Agent {
             wanted: AtomicBool::new(false),
             config,
         });
-        let driver = Driver::new(Arc::clone(&shared), (receiver, posted), tcp_listener, local_listener)?;
+        let driver = Driver::new(Arc::clone(&shared), receiver, tcp_listener, local_listener)?;
         let name = format!("{}-driver", shared.config.name);
         shared.lead.put(Some(Box::new(driver)));
         let sitter = Arc::clone(&shared);
@@ -316,6 +318,17 @@ impl Agent {
             self.shared.wake.set();
         }
         taken.event
+    }
+
+    /// A descriptor for an epoll(7) or poll(2) loop of the application: it is readable once an event has come or a
+    /// transfer of this agent has ended. Reading its eight bytes clears it (eventfd(2)); then take events until there
+    /// are none, and poll the transfers. It starts out readable. Cost: from the first call on, a syscall for each
+    /// event and each transfer.
+    ///
+    /// # Errors
+    /// [`Error::Os`] where no descriptor is left.
+    pub fn event_fd(&self) -> Result<BorrowedFd<'_>> {
+        Ok(self.shared.signal.fd()?)
     }
 
     /// The next event, if there is one. Cost: one lock.

@@ -2,9 +2,13 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
+
+use transfer_sys::OsResult;
+use transfer_sys::poll::EventFd;
 
 use crate::clock;
 use crate::error::Error;
@@ -35,12 +39,35 @@ pub enum Event {
     },
 }
 
+/// A descriptor for those who watch many: readable once something has happened. There is none before somebody asks.
+#[derive(Debug, Default)]
+pub(crate) struct Signal(OnceLock<EventFd>);
+
+impl Signal {
+    pub(crate) fn set(&self) {
+        if let Some(event) = self.0.get() {
+            event.set();
+        }
+    }
+
+    /// The descriptor, set: what happened before it was asked for is not missed.
+    pub(crate) fn fd(&self) -> OsResult<BorrowedFd<'_>> {
+        if let Some(event) = self.0.get() {
+            return Ok(event.as_fd());
+        }
+        let event = EventFd::new()?;
+        event.set();
+        Ok(self.0.get_or_init(|| event).as_fd())
+    }
+}
+
 /// Events that wait for the application.
 #[derive(Debug)]
 pub(crate) struct EventQueue {
     max: usize,
     state: Mutex<State>,
     came: Condvar,
+    signal: Arc<Signal>,
 }
 
 #[derive(Debug, Default)]
@@ -58,8 +85,8 @@ pub(crate) struct Taken {
 }
 
 impl EventQueue {
-    pub(crate) fn new(max: usize) -> Self {
-        Self { max, state: Mutex::default(), came: Condvar::new() }
+    pub(crate) fn new(max: usize, signal: Arc<Signal>) -> Self {
+        Self { max, state: Mutex::default(), came: Condvar::new(), signal }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -72,6 +99,7 @@ impl EventQueue {
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         self.came.notify_all();
+        self.signal.set();
         wakers.into_iter().for_each(Waker::wake);
     }
 

@@ -1,10 +1,11 @@
 //! What all handles of an agent share, and the commands that they send to its driver.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::TcpStream;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use crate::config::Checked;
 use crate::counter::Counters;
 use crate::driver::{Driver, Seat, Wire};
 use crate::error::{Error, Result};
-use crate::event::EventQueue;
+use crate::event::{EventQueue, Signal};
 use crate::list::{LocalList, RemoteList};
 use crate::mem::{self, Guest, Guests, Ledger, PeerLedger, RegionCore, RegionTable, RemoteRegion};
 use crate::peer::{PeerCore, Ways};
@@ -111,7 +112,9 @@ pub(crate) struct Posted {
 impl Drop for Posted {
     /// Whoever waits for it learns that the driver is gone, wherever that left it.
     fn drop(&mut self) {
-        self.core.finish_unless_told(Err(Error::AgentClosed));
+        if self.core.finish_unless_told(Err(Error::AgentClosed)) {
+            self.core.call_back();
+        }
     }
 }
 
@@ -154,6 +157,52 @@ const CORES_MAX: usize = 256;
 /// Copies of indices that are kept, and how many indices such a copy has at most.
 const INDICES_MAX: usize = 2 * CORES_MAX;
 const INDICES_LEN_MAX: usize = 1 << 16;
+
+/// Posted transfers on their way to the driver. Cost: no allocation, no lock.
+pub(crate) struct Posts {
+    queue: (Sender<Posted>, Receiver<Posted>),
+    /// There is no driver any more.
+    ended: AtomicBool,
+}
+
+impl fmt::Debug for Posts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Posts").field("count", &self.queue.1.len()).finish_non_exhaustive()
+    }
+}
+
+impl Posts {
+    pub(crate) fn new() -> Self {
+        Self { queue: crossbeam_channel::bounded(POSTS_MAX), ended: AtomicBool::new(false) }
+    }
+
+    /// For the driver, or given back where there is no room.
+    fn put(&self, posted: Posted) -> Result<(), Posted> {
+        // The queue has a receiver, here.
+        let put = self.queue.0.try_send(posted).map_err(TrySendError::into_inner);
+        // Who puts looks afterwards, and who ends empties the queue afterwards, so one of the two finds it.
+        fence(Ordering::SeqCst);
+        if self.ended.load(Ordering::Relaxed) {
+            self.drain();
+        }
+        put
+    }
+
+    pub(crate) fn take(&self) -> Option<Posted> {
+        self.queue.1.try_recv().ok()
+    }
+
+    /// There is no driver any more: what is here, or comes, ends as it is dropped.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.drain();
+    }
+
+    fn drain(&self) {
+        while self.take().is_some() {}
+    }
+}
 
 /// What transfers are made of, kept from one to the next: posting and ending one allocates nothing once as many have
 /// been under way at a time as ever will be.
@@ -204,10 +253,11 @@ pub(crate) struct Shared {
     pub(crate) guests: Guests,
     pub(crate) peers: Mutex<HashMap<Incarnation, Arc<PeerCore>>>,
     pub(crate) events: EventQueue,
+    pub(crate) signal: Arc<Signal>,
     pub(crate) commands: Sender<Command>,
     pub(crate) wake: Arc<Wake>,
     /// Transfers over sockets, for the driver.
-    pub(crate) posts: Sender<Posted>,
+    pub(crate) posts: Posts,
     pub(crate) stock: Stock,
     /// The driver, for the one thread that runs it.
     pub(crate) lead: Lead<Box<Driver>>,
@@ -269,9 +319,7 @@ impl Shared {
         let passes = Passes::enter(&core)?;
         if core.remote.path() == Path::Tcp {
             let here = core.bytes <= self.config.inline_bytes_max;
-            if let Err(TrySendError::Full(posted)) =
-                self.posts.try_send(Posted { core, _passes: passes, word })
-            {
+            if let Err(posted) = self.posts.put(Posted { core, _passes: passes, word }) {
                 let _sent = self.commands.send(Command::Post(Box::new(posted)));
             }
             self.look(here);
@@ -300,6 +348,7 @@ impl Shared {
             self.send(Command::Tell { peer: core.remote.core.peer.key, word });
         }
         core.finish_unless_told(result);
+        core.call_back();
     }
 
     /// What is told of a transfer that has ended so.

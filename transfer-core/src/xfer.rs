@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,6 +19,7 @@ use transfer_proto::proto::link::NotifError;
 use crate::backend::shm::Work;
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::event::Signal;
 use crate::list::{LocalList, RemoteList};
 use crate::peer::Peer;
 use crate::shared::{Command, Shared, Stock, Word};
@@ -119,6 +121,7 @@ impl Request {
             bytes,
             timeout: self.timeout,
             started: agent.clock.elapsed(),
+            signal: Arc::clone(&agent.signal),
         };
         let core = agent.stock.cores.hold(|core| core.begin(setup, &agent.stock));
         agent.post(core.clone(), word)?;
@@ -169,6 +172,7 @@ pub(crate) struct Setup {
     pub(crate) bytes: u64,
     pub(crate) timeout: Duration,
     pub(crate) started: Duration,
+    signal: Arc<Signal>,
 }
 
 /// A transfer, for everybody inside the agent.
@@ -218,10 +222,14 @@ impl Reuse for XferCore {
     }
 }
 
+/// What the application wants done at the end.
+type Callback = Box<dyn FnOnce(Result<Done>) + Send>;
+
 #[derive(Default)]
 struct State {
     outcome: Option<Result<Done>>,
     waker: Option<Waker>,
+    callback: Option<Callback>,
     /// Threads that wait for the condition.
     waiting: u32,
     /// One of them is asked to lead.
@@ -246,11 +254,12 @@ impl XferCore {
         (local, Side::new(&self.remote.core.list, &self.remote_selection))
     }
 
-    /// The one terminal event, the first that is told. From here on nothing touches the buffers (I1).
-    pub(crate) fn finish_unless_told(&self, outcome: Result<Done>) {
+    /// The one terminal event, the first that is told; whether it was this one. From here on nothing touches the
+    /// buffers (I1).
+    pub(crate) fn finish_unless_told(&self, outcome: Result<Done>) -> bool {
         let mut state = self.lock();
         if state.outcome.is_some() {
-            return;
+            return false;
         }
         state.outcome = Some(outcome);
         let (waker, waiting) = (state.waker.take(), state.waiting > 0);
@@ -259,8 +268,26 @@ impl XferCore {
         if waiting {
             self.changed.notify_all();
         }
+        self.signal.set();
         if let Some(waker) = waker {
             waker.wake();
+        }
+        true
+    }
+
+    /// Whether [`XferCore::call_back`] is due.
+    pub(crate) fn has_callback(&self) -> bool {
+        self.lock().callback.is_some()
+    }
+
+    /// Does what the application wants done at the end, once; without the lead, so that it may do anything.
+    pub(crate) fn call_back(&self) {
+        let mut state = self.lock();
+        let (Some(outcome), Some(callback)) = (state.outcome.clone(), state.callback.take()) else { return };
+        drop(state);
+        // A thread that happens to drive the agent must not suffer from it.
+        if std::panic::catch_unwind(AssertUnwindSafe(|| callback(outcome))).is_err() {
+            tracing::error!("the application's callback for a transfer panicked");
         }
     }
 
@@ -302,7 +329,8 @@ impl XferCore {
 
 /// A posted transfer.
 ///
-/// Wait for it by [`Xfer::poll`], by [`Xfer::wait`], or as a future on any executor. Dropping it cancels it and
+/// Wait for it by [`Xfer::poll`], by [`Xfer::wait`], as a future on any executor, by [`Xfer::on_done`], or by a
+/// descriptor, [`Agent::event_fd`](crate::Agent::event_fd). Dropping it cancels it and
 /// returns when nothing touches its buffers any more; that is at once, unless a slice is just being moved.
 #[must_use = "dropping a transfer cancels it"]
 pub struct Xfer {
@@ -348,6 +376,16 @@ impl Xfer {
         }
         self.help(|| left().is_zero());
         self.core.follow(left());
+    }
+
+    /// Has `callback` called with its outcome, once: now if it has ended, else by the thread that brings the end, which
+    /// is one of the agent's or one that waits for a transfer. What takes long in it delays others; a panic in it is
+    /// caught and logged. It takes the place of an earlier one. Cost: one allocation.
+    pub fn on_done(&self, callback: impl FnOnce(Result<Done>) + Send + 'static) {
+        self.core.lock().callback = Some(Box::new(callback));
+        if self.core.has_ended() {
+            self.core.call_back();
+        }
     }
 
     /// Asks for its end. It is reached when nothing touches the buffers any more, and is told as

@@ -52,6 +52,7 @@ use crate::backend::tcp::Tcp;
 use crate::backend::{Backend, Completion};
 use crate::error::Result;
 use crate::shared::{Command, POSTS_MAX, Posted, Shared};
+use crate::xfer::XferRef;
 
 const WAKE: u64 = 0;
 const LISTEN_TCP: u64 = 1;
@@ -65,13 +66,22 @@ enum Conn {
     Local(LocalConn),
 }
 
+/// Ends the queue of posted transfers with the driver, however that ends.
+struct PostsEnd(Arc<Shared>);
+
+impl Drop for PostsEnd {
+    fn drop(&mut self) {
+        self.0.posts.end();
+    }
+}
+
 /// The state behind the lead.
 pub(crate) struct Driver {
     shared: Arc<Shared>,
     tcp_listener: Option<TcpListener>,
     local_listener: Option<UnixListener>,
     commands: Receiver<Command>,
-    posts: Receiver<Posted>,
+    _posts_end: PostsEnd,
     conns: HashMap<u64, Conn>,
     next_token: u64,
     /// When to look at a connection again. It may turn out to be too early; then the timer is set anew.
@@ -83,6 +93,8 @@ pub(crate) struct Driver {
     copy_threads: CopyThreads,
     tcp: Tcp,
     xfers: Xfers,
+    /// Transfers that have ended, and what the application wants done then is not done yet.
+    called_back: Vec<XferRef>,
     ready: Vec<Ready>,
     completions: Vec<Completion>,
     closing: Vec<Closing>,
@@ -105,7 +117,7 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new(
         shared: Arc<Shared>,
-        (commands, posts): (Receiver<Command>, Receiver<Posted>),
+        commands: Receiver<Command>,
         tcp_listener: Option<TcpListener>,
         local_listener: Option<UnixListener>,
     ) -> Result<Self> {
@@ -124,7 +136,7 @@ impl Driver {
             tcp_listener,
             local_listener,
             commands,
-            posts,
+            _posts_end: PostsEnd(Arc::clone(&shared)),
             conns: HashMap::new(),
             next_token: FIRST_CONN,
             conn_timers: Timers::default(),
@@ -132,6 +144,7 @@ impl Driver {
             peers: HashMap::new(),
             early: Vec::new(),
             xfers: Xfers::default(),
+            called_back: Vec::new(),
             ready: Vec::new(),
             completions: Vec::new(),
             closing: Vec::new(),
@@ -212,7 +225,7 @@ impl Driver {
     pub(super) fn handle_commands(&mut self) {
         // As many as there may be: those who post faster wait for the next turn.
         for _ in 0..POSTS_MAX {
-            let Ok(posted) = self.posts.try_recv() else { break };
+            let Some(posted) = self.shared.posts.take() else { break };
             self.post(posted);
         }
         while let Ok(command) = self.commands.try_recv() {
@@ -283,7 +296,9 @@ impl Driver {
         if result.is_ok() && !word.is_empty() {
             self.tell(posted.core.remote.core.peer.key, word);
         }
-        posted.core.finish_unless_told(result);
+        if posted.core.finish_unless_told(result) && posted.core.has_callback() {
+            self.called_back.push(posted.core.clone());
+        }
     }
 
     /// Brings completions home until nothing moves any more, and drops peers that lost a connection.

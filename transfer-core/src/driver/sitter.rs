@@ -73,8 +73,10 @@ impl Shared {
                     return lead.end().into_iter().for_each(|driver| driver.end());
                 }
                 next = until;
+                let ended = lead.run(|driver| std::mem::take(&mut driver.called_back));
                 lead.sit(nanos(next));
                 self.promote();
+                call_back(ended);
             } else {
                 // Who leads is about to leave, or to switch the outer watch off.
                 std::thread::yield_now();
@@ -135,11 +137,13 @@ impl Shared {
         }
     }
 
-    fn leave(&self, lead: Lead<'_>, next: Option<Time>) {
+    fn leave(&self, mut lead: Lead<'_>, next: Option<Time>) {
+        let ended = lead.run(|driver| std::mem::take(&mut driver.called_back));
         if lead.leave(nanos(next)) {
             self.seat.kick();
         }
         self.promote();
+        call_back(ended);
     }
 
     fn promote(&self) {
@@ -147,6 +151,11 @@ impl Shared {
             follower.promote();
         }
     }
+}
+
+/// Does what the application wants done for transfers that have ended: without the lead, since it may want anything.
+fn call_back(ended: Option<Vec<XferRef>>) {
+    ended.into_iter().flatten().for_each(|core| core.call_back());
 }
 
 /// For [`crate::sync::Lead`], which knows nothing of time.
@@ -160,7 +169,9 @@ impl Driver {
     fn serve(&mut self) -> Option<Time> {
         loop {
             self.turn(Duration::ZERO);
-            let wanted = self.shared.wanted.swap(false, Ordering::Relaxed) || self.shared.followers.any();
+            let wanted = self.shared.wanted.swap(false, Ordering::Relaxed)
+                || self.shared.followers.any()
+                || !self.called_back.is_empty();
             if self.shutdown || wanted || self.shared.clock.now() >= self.busy_until {
                 return self.rest();
             }
@@ -170,7 +181,7 @@ impl Driver {
     /// Turns of a thread that waits for a transfer.
     fn drive(&mut self, core: &XferCore, until: Time) -> Option<Time> {
         self.watch_from_outside(false);
-        while !self.shutdown && !core.has_ended() {
+        while !self.shutdown && !core.has_ended() && self.called_back.is_empty() {
             let now = self.shared.clock.now();
             if now >= until {
                 break;

@@ -2,19 +2,23 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::sync::{Arc as Owner, Weak};
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::prim::{Arc, AtomicUsize, Ordering, yield_now};
 
+/// Both ends of a queue.
+type Ends<T> = (Sender<T>, Receiver<T>);
+
 /// Things of one kind, at most as many as it was made for. Giving and taking cost neither an allocation nor a lock.
 pub(crate) struct Pool<T> {
-    kept: (Sender<T>, Receiver<T>),
+    kept: Owner<Ends<T>>,
 }
 
 impl<T> Pool<T> {
     pub(crate) fn new(max: usize) -> Self {
-        Self { kept: crossbeam_channel::bounded(max) }
+        Self { kept: Owner::new(crossbeam_channel::bounded(max)) }
     }
 
     /// A used one, where there is one.
@@ -50,8 +54,8 @@ pub(crate) struct Slot<T> {
     thing: T,
     /// How many hold it. Apart from the count of the `Arc`, since that one's last holder cannot keep it.
     holders: AtomicUsize,
-    /// The pool drops its slots when it goes, and these then this.
-    home: Sender<Arc<Self>>,
+    /// Weak, since the pool owns those that lie in it.
+    home: Weak<Ends<Arc<Self>>>,
 }
 
 /// A pool of shared things.
@@ -60,9 +64,8 @@ pub(crate) type Shelf<T> = Pool<Arc<Slot<T>>>;
 impl<T: Reuse> Pool<Arc<Slot<T>>> {
     /// One that nobody holds, filled by `fill`. Allocates only where the pool has none.
     pub(crate) fn hold(&self, fill: impl FnOnce(&mut T)) -> Held<T> {
-        let make = || {
-            Arc::new(Slot { thing: T::default(), holders: AtomicUsize::new(0), home: self.kept.0.clone() })
-        };
+        let home = || Owner::downgrade(&self.kept);
+        let make = || Arc::new(Slot { thing: T::default(), holders: AtomicUsize::new(0), home: home() });
         let mut slot = self.take().unwrap_or_else(make);
         if Arc::get_mut(&mut slot).is_none() {
             slot = make();
@@ -115,8 +118,9 @@ impl<T: Reuse> Drop for Held<T> {
         for _ in 0..LOOKS {
             if let Some(only) = Arc::get_mut(&mut slot) {
                 only.thing.clear();
-                let home = only.home.clone();
-                let _kept = home.try_send(slot);
+                if let Some(home) = only.home.upgrade() {
+                    let _kept = home.0.try_send(slot);
+                }
                 return;
             }
             yield_now();
@@ -151,7 +155,11 @@ mod tests {
         assert_eq!(again.0.as_ptr(), at);
         // More than it keeps, and longer than it lives.
         let third = shelf.hold(|_| {});
-        drop((again, shelf, third));
+        drop((again, third));
+        let at = Arc::downgrade(&shelf.take().unwrap());
+        drop(shelf.hold(|_| {}));
+        drop(shelf);
+        assert!(at.upgrade().is_none(), "it owns what lies in it");
     }
 
     #[test]

@@ -1,0 +1,212 @@
+//! Every way to wait for a transfer, and every way for it to end, at any moment of its life.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    missing_docs,
+    reason = "a test"
+)]
+
+mod support;
+
+use std::fs::File;
+use std::io::Read;
+use std::pin::pin;
+use std::sync::mpsc;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use support::{WAIT, agent, bytes_of, pattern};
+use transfer_core::{
+    Agent, Desc, DescList, Error, Event, LocalList, Path, PathSet, Peer, Region, RemoteList,
+};
+use transfer_sys::poll::Epoll;
+
+const LEN: usize = 8 << 20;
+
+struct Ends {
+    here: Agent,
+    _there: Agent,
+    peer: Peer,
+    mine: Region,
+    theirs: Region,
+    local: LocalList,
+    remote: RemoteList,
+}
+
+impl Ends {
+    fn new(path: Path, len: usize) -> Self {
+        let paths = if path == Path::Tcp { PathSet::TCP } else { PathSet::SHM };
+        let (here, there) = (agent("here", paths), agent("there", paths));
+        let peer = here.connect(&there.address().unwrap()).unwrap();
+        let mine = here.alloc(len, "mine").unwrap();
+        let theirs = match path {
+            Path::ProcessMemory => there.adopt(vec![0; len], "theirs").unwrap(),
+            _ => there.alloc(len, "theirs").unwrap(),
+        };
+        let whole = |id| DescList::from(Desc::contiguous(id, 0, len as u64));
+        let local = here.prepare(&whole(mine.id())).unwrap();
+        let remote = peer.prepare(&whole(theirs.id())).unwrap();
+        assert_eq!(remote.path(), path);
+        Self { here, _there: there, peer, mine, theirs, local, remote }
+    }
+}
+
+/// Lets some moments of a transfer's life pass: none, before anybody has seen it, up to more than it takes.
+fn moments(seed: u64) {
+    let from = Instant::now();
+    let wanted =
+        Duration::from_micros([0, 1, 5, 30, 100, 300, 1000, 5000][usize::try_from(seed % 8).unwrap()]);
+    while from.elapsed() < wanted {
+        std::hint::spin_loop();
+    }
+}
+
+/// Whoever was told that it is over may use the buffer: nothing of the transfer comes after.
+fn left_alone(ends: &Ends) {
+    ends.mine.write_at(0, &[0xA5; 1 << 16]).unwrap();
+    ends.mine.write_at(LEN - (1 << 16), &[0xA5; 1 << 16]).unwrap();
+    std::thread::yield_now();
+    for offset in [0, LEN - (1 << 16)] {
+        let mut out = vec![0; 1 << 16];
+        ends.mine.read_at(offset, &mut out).unwrap();
+        assert!(out.iter().all(|&byte| byte == 0xA5), "written after the end");
+    }
+}
+
+#[test]
+fn cancelled_at_any_moment_it_ends_once_and_leaves_the_buffer_alone() {
+    for path in Path::ALL {
+        let ends = Ends::new(path, LEN);
+        ends.theirs.write_at(0, &pattern(7, LEN)).unwrap();
+        for seed in 0..48 {
+            let xfer = ends.peer.read(&ends.local, &ends.remote).post().unwrap();
+            moments(seed);
+            if seed % 3 == 0 {
+                drop(xfer);
+            } else {
+                xfer.cancel();
+                let outcome = xfer.wait(WAIT);
+                assert!(matches!(outcome, Ok(_) | Err(Error::Cancelled)), "{path} {seed}: {outcome:?}");
+                assert_eq!(format!("{outcome:?}"), format!("{:?}", xfer.wait(WAIT)), "told once");
+            }
+            left_alone(&ends);
+        }
+        // The way is still there, and whole.
+        ends.peer.read(&ends.local, &ends.remote).post().unwrap().wait(WAIT).unwrap();
+        assert!(bytes_of(&ends.mine) == pattern(7, LEN), "{path}");
+    }
+}
+
+#[test]
+fn overtaken_by_its_deadline_at_any_moment_it_ends_and_leaves_the_buffer_alone() {
+    for path in Path::ALL {
+        let mut ends = Ends::new(path, LEN);
+        for seed in 0..48_u64 {
+            // Epoll counts in milliseconds.
+            let timeout = Duration::from_micros([0, 100, 1000, 2000, 3000, 8000][(seed % 6) as usize]);
+            let request = if seed % 2 == 0 {
+                ends.peer.read(&ends.local, &ends.remote)
+            } else {
+                ends.peer.write(&ends.local, &ends.remote)
+            };
+            match request.timeout(timeout).post().and_then(|xfer| xfer.wait(WAIT)) {
+                Ok(_) => {}
+                Err(error @ Error::Deadline { .. }) => assert!(error.is_retryable()),
+                // A request that was half sent takes its connection with it.
+                Err(error @ (Error::PeerLost { .. } | Error::TransferFailed { .. })) if path == Path::Tcp => {
+                    assert!(error.is_retryable());
+                }
+                Err(error) => panic!("{path} {seed}: {error}"),
+            }
+            left_alone(&ends);
+            if !ends.peer.is_up() {
+                ends = Ends::new(path, LEN);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_callback_is_called_once_and_may_wait_itself() {
+    for path in Path::ALL {
+        for len in [4096, LEN] {
+            let ends = Ends::new(path, len);
+            let (tell, told) = mpsc::channel();
+            let post = || ends.peer.read(&ends.local, &ends.remote).post().unwrap();
+            let (first, second) = (post(), post());
+            let other = tell.clone();
+            first.on_done(move |outcome| {
+                // Nobody holds anything here that this needs.
+                second.wait(WAIT).unwrap();
+                drop(second);
+                other.send(outcome.unwrap().bytes).unwrap();
+            });
+            assert_eq!(told.recv_timeout(WAIT).unwrap(), len as u64);
+            first.on_done(move |outcome| tell.send(outcome.unwrap().bytes + 1).unwrap());
+            assert_eq!(told.recv_timeout(WAIT).unwrap(), len as u64 + 1, "late, and called at once");
+            let panics = post();
+            panics.on_done(|_| panic!("the application's fault"));
+            panics.wait(WAIT).unwrap();
+            post().wait(WAIT).unwrap();
+            assert!(told.try_recv().is_err());
+        }
+    }
+}
+
+#[test]
+fn a_descriptor_tells_of_events_and_ends() {
+    let ends = Ends::new(Path::Tcp, 4096);
+    let fd = ends.here.event_fd().unwrap();
+    let epoll = Epoll::new().unwrap();
+    epoll.add(fd, 1, true, false).unwrap();
+    let mut word = File::from(fd.try_clone_to_owned().unwrap());
+    let mut sign = || {
+        let mut ready = Vec::new();
+        epoll.wait(Some(WAIT), &mut ready).unwrap();
+        assert_eq!(ready.len(), 1, "a sign in time");
+        word.read_exact(&mut [0; 8]).unwrap();
+    };
+    // What was there before anybody asked.
+    sign();
+    assert!(matches!(ends.here.poll_event(), Some(Event::PeerUp { .. })));
+    let posted = ends.peer.read(&ends.local, &ends.remote).post().unwrap();
+    while posted.poll().is_none() {
+        sign();
+    }
+    ends.peer.disconnect();
+    while !matches!(ends.here.poll_event(), Some(Event::PeerLost { .. })) {
+        sign();
+    }
+}
+
+#[test]
+fn many_threads_wait_poll_and_look_at_once() {
+    let ends = Ends::new(Path::Tcp, 1 << 16);
+    std::thread::scope(|scope| {
+        for thread in 0..6 {
+            let ends = &ends;
+            scope.spawn(move || {
+                for round in 0..60 {
+                    let mut xfer = ends.peer.write(&ends.local, &ends.remote).post().unwrap();
+                    match (thread + round) % 3 {
+                        0 => drop(xfer.wait(WAIT).unwrap()),
+                        1 => {
+                            while xfer.poll().is_none() {
+                                std::thread::yield_now();
+                            }
+                        }
+                        _ => {
+                            let mut context = Context::from_waker(Waker::noop());
+                            while pin!(&mut xfer).poll(&mut context).is_pending() {
+                                std::thread::yield_now();
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+}
