@@ -285,7 +285,7 @@ fn a_transfer_has_the_time_that_it_is_given() {
     let pair = Pair::new(TCP, MANY);
     let mut options = options();
     options.timeout_ns = 1;
-    let xfer = pair.write(&raw const options);
+    let xfer = pair.read(&raw const options);
     let told = failed(|error| unsafe { hr_xfer_wait(xfer, WAIT_NS, null_mut(), error) });
     assert_eq!(told.status, HR_DEADLINE, "{}", told.message);
     assert!(told.retryable);
