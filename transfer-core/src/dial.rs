@@ -23,7 +23,7 @@ use crate::driver::{Wire, probe};
 use crate::error::{Error, KeyMissing, ProtocolError, Result};
 use crate::peer::{LocalWay, PeerCore, Ways};
 use crate::secure::{HandshakeError, Initiating, Records, Step};
-use crate::shared::{Command, Meeting, Opened, Shared, Stream};
+use crate::shared::{Command, DataEnd, Meeting, Opened, Shared, Stream};
 
 /// A call to connect.
 pub(crate) struct Dial<'a> {
@@ -55,6 +55,13 @@ pub(crate) fn dial(agent: &Arc<Shared>, address: &Address) -> Result<Arc<PeerCor
             }
         }
     }
+}
+
+/// Opens a further data connection to a peer that was met.
+pub(crate) fn open_rail(agent: &Arc<Shared>, end: DataEnd, rail: RailId) -> Result<TcpStream> {
+    let address = Address::from(end.address);
+    let until = clock::end_of_wait(agent.config.connect_timeout);
+    Dial { agent, address: &address, end: until, reached: Some(end.address) }.data_connection(end, rail)
 }
 
 impl Dial<'_> {
@@ -176,9 +183,10 @@ impl Dial<'_> {
 
     fn open(&self, peer: &PeerCore, local_name: &str, addresses: &[String], token: u64) -> Result<Opened> {
         let (local, way) = self.local(peer, local_name, token)?;
-        let data = self.data(addresses, token)?;
+        let end = self.data_end(addresses, token)?;
+        let data = self.data(end.as_ref())?;
         let ways = Ways { local: way, tcp: !data.is_empty() };
-        Ok(Opened { local, data, ways })
+        Ok(Opened { local, data, ways, end })
     }
 
     /// The Unix socket, or why there is none.
@@ -230,14 +238,19 @@ impl Dial<'_> {
     }
 
     /// The data connections.
-    fn data(&self, addresses: &[String], token: u64) -> Result<Vec<TcpStream>> {
-        if !self.agent.config.paths.contains(Path::Tcp) {
-            return Ok(Vec::new());
-        }
-        let Some(address) = self.data_address(addresses)? else { return Ok(Vec::new()) };
+    fn data(&self, end: Option<&DataEnd>) -> Result<Vec<TcpStream>> {
+        let Some(end) = end else { return Ok(Vec::new()) };
         // Both sides count them alike.
         let rails = (0..).map(|slot| RailId::new(slot, 0)).take(self.agent.config.tcp_streams);
-        rails.map(|rail| self.data_connection(address, token, rail)).collect()
+        rails.map(|rail| self.data_connection(*end, rail)).collect()
+    }
+
+    /// Where data connections lead, unless there are to be none.
+    fn data_end(&self, addresses: &[String], token: u64) -> Result<Option<DataEnd>> {
+        if !self.agent.config.paths.contains(Path::Tcp) {
+            return Ok(None);
+        }
+        Ok(self.data_address(addresses)?.map(|address| DataEnd { address, token }))
     }
 
     /// Where the peer was reached, else where it says that it listens.
@@ -255,7 +268,7 @@ impl Dial<'_> {
         Ok(None)
     }
 
-    fn data_connection(&self, address: SocketAddr, token: u64, rail: RailId) -> Result<TcpStream> {
+    fn data_connection(&self, DataEnd { address, token }: DataEnd, rail: RailId) -> Result<TcpStream> {
         let fail = |failed| self.lost("data", failed);
         let broken = |e: std::io::Error| fail(e.into());
         let stream = TcpStream::connect_timeout(&address, self.left()?).map_err(broken)?;

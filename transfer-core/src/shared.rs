@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
-use transfer_proto::id::{CounterId, Incarnation, RegionId};
+use transfer_proto::id::{CounterId, Incarnation, RailId, RegionId};
 use transfer_proto::plan::Path;
 use transfer_proto::proto::metadata::{AgentMetadata, RegionInfo};
 use transfer_proto::proto::xfer::{Failure, Outcome, SliceError};
@@ -57,6 +57,16 @@ pub(crate) struct Opened {
     pub(crate) local: Option<UnixStream>,
     pub(crate) data: Vec<TcpStream>,
     pub(crate) ways: Ways,
+    /// Where further data connections are opened.
+    pub(crate) end: Option<DataEnd>,
+}
+
+/// Where a peer takes data connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DataEnd {
+    pub(crate) address: SocketAddr,
+    /// The word that they must show there.
+    pub(crate) token: u64,
 }
 
 /// What handles ask of the driver.
@@ -65,6 +75,8 @@ pub(crate) enum Command {
     Meet { wire: Wire, address: String, reply: Sender<Meeting> },
     /// The further connections of a peer that was met stand.
     Opened { peer: Arc<PeerCore>, opened: Opened },
+    /// A data connection was opened again, or could not be.
+    Rail { peer: Arc<PeerCore>, rail: RailId, stream: Option<TcpStream> },
     /// They could not be opened.
     GiveUp { peer: Arc<PeerCore>, error: Error },
     /// Say when the peer has taken in everything that was sent to it.

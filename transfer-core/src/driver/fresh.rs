@@ -309,7 +309,7 @@ impl Driver {
         let sent = send_all(&mut stream, last);
         if let (true, Stream::Tcp(stream)) = (sent, stream) {
             // It was watched as a fresh connection; the backend goes on under the same token.
-            self.tcp.adopt(token, stream, peer, rail);
+            self.tcp.adopt(token, stream, (peer, rail), false);
         }
         Ok(())
     }

@@ -8,12 +8,14 @@
 //! | [`wire`] | bytes of control connections into what links say, sealed or not |
 //! | [`peers`] | control connections into peers that come, change and go |
 //! | [`local`] | requests for files behind regions |
+//! | [`rails`] | data connections that come and go into what peers and transfers make of it |
 //! | [`xfers`] | posted transfers into slices, completions into outcomes |
 //! | [`sitter`] | threads that wait into the one that runs all this |
 
 mod fresh;
 mod local;
 mod peers;
+mod rails;
 mod regions;
 mod sitter;
 mod strangers;
@@ -200,6 +202,7 @@ impl Driver {
             tracing::warn!("this process was held up; peers get new time");
             self.for_each_link(|_, link| link.handle_bytes(&[], now));
             self.expected = Some(now);
+            self.tcp.excuse(now);
         }
     }
 
@@ -232,6 +235,7 @@ impl Driver {
             match command {
                 Command::Meet { wire, address, reply } => self.meet(wire, address, reply),
                 Command::Opened { peer, opened } => self.opened(&peer, opened),
+                Command::Rail { peer, rail, stream } => self.rail_opened(&peer, rail, stream),
                 Command::GiveUp { peer, error } => self.give_up(&peer, error),
                 Command::Sync { peer, reply } => self.sync(peer, reply),
                 Command::Map { peer, region, reply } => self.map(peer, region, reply),
@@ -301,22 +305,21 @@ impl Driver {
         }
     }
 
-    /// Brings completions home until nothing moves any more, and drops peers that lost a connection.
+    /// Brings completions home until nothing moves any more.
     fn settle(&mut self) {
         loop {
-            // Lost peers first: what their connections took with them then ends as their loss, not as its own.
-            let lost = self.tcp.take_lost();
-            let any_lost = !lost.is_empty();
-            lost.into_iter().for_each(|peer| self.connection_lost(peer));
+            let any_news = self.handle_rail_news();
             let mut completions = std::mem::take(&mut self.completions);
             self.tcp.poll(&mut completions);
-            if completions.is_empty() && !any_lost {
+            if completions.is_empty() && !any_news {
                 self.completions = completions;
                 break;
             }
             for completion in completions.drain(..) {
                 if let Some(task) = self.xfers.get(completion.xfer) {
                     task.state.handle_completion(completion.slice, completion.rail, completion.result);
+                    let peer = task.core().remote.core.peer.key;
+                    task.state.lift_fences(|rail| self.tcp.is_closed(peer, rail));
                     self.pump(completion.xfer);
                 }
             }
@@ -330,6 +333,7 @@ impl Driver {
     fn handle_timeouts(&mut self, now: Time) {
         self.time_out_conns(now);
         self.resume_accepting(now);
+        self.tcp.handle_timeout(now);
         while let Some(id) = self.xfers.take_due(now) {
             self.stop_xfer(id, |state| state.handle_timeout(now));
             // A cancelled slice that is half on the wire may stay there until the deadline, and no longer.
@@ -347,6 +351,7 @@ impl Driver {
             self.accept_again,
             self.polled_until,
             self.closing_timeout(),
+            self.tcp.poll_timeout(),
         ];
         timeouts.into_iter().flatten().min()
     }

@@ -20,7 +20,7 @@ use super::{Conn, Driver, LocalConn, Wire};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::peer::{LocalWay, Peer, PeerCore, Ways};
-use crate::shared::{Meeting, Opened, Stream, Word};
+use crate::shared::{DataEnd, Meeting, Opened, Stream, Word};
 
 /// A control connection.
 pub(super) struct ControlConn {
@@ -58,6 +58,8 @@ pub(super) struct PeerEntry {
     pub(super) local: Option<u64>,
     pub(super) local_way: Option<LocalWay>,
     secret: u64,
+    /// Where data connections to it are opened, if they are opened here.
+    pub(super) data_end: Option<DataEnd>,
     /// Who connected to it while it was being met already.
     waiting: Vec<Sender<Meeting>>,
     /// Who waits for it to have taken in everything.
@@ -206,6 +208,7 @@ impl Driver {
                         link.synced();
                     }
                 }
+                (LinkEvent::RailClosed(rail), Some(peer)) => self.rail_closed(peer, rail),
                 (LinkEvent::Synced, Some(peer)) => {
                     let waiting = self.peers.get_mut(&peer).and_then(|entry| entry.syncing.pop_front());
                     if let Some(reply) = waiting {
@@ -263,9 +266,16 @@ impl Driver {
         let replaced = self.peers.remove(&key);
         let mut waiting = replaced.map(|old| self.drop_replaced(key, old)).unwrap_or_default();
         waiting.extend(self.early.extract_if(.., |early| early.peer == key).map(|early| early.reply));
-        let (local, local_way, syncing) = (None, None, VecDeque::new());
-        let entry =
-            PeerEntry { core: Arc::clone(&core), control, local, local_way, secret, waiting, syncing };
+        let entry = PeerEntry {
+            core: Arc::clone(&core),
+            control,
+            local: None,
+            local_way: None,
+            secret,
+            data_end: None,
+            waiting,
+            syncing: VecDeque::new(),
+        };
         self.peers.insert(key, entry);
         if let Some(reply) = reply {
             // Who connected may have stopped waiting; then the handshake's own deadline ends it.
@@ -316,7 +326,10 @@ impl Driver {
             return;
         }
         let key = peer.key;
-        let Opened { local, data, ways } = opened;
+        let Opened { local, data, ways, end } = opened;
+        if let Some(entry) = self.peers.get_mut(&key) {
+            entry.data_end = end;
+        }
         if let Err(error) = self.adopt_connections(key, local, data) {
             tracing::warn!(%error, peer = peer.name, "cannot use the connections to a peer");
             return self.farewell(key, Farewell::Closing);
@@ -330,7 +343,7 @@ impl Driver {
     }
 
     /// Whether this is what we know of the peer now; another connection may have taken its place.
-    fn is_current(&self, peer: &Arc<PeerCore>) -> bool {
+    pub(super) fn is_current(&self, peer: &Arc<PeerCore>) -> bool {
         self.peers.get(&peer.key).is_some_and(|entry| Arc::ptr_eq(&entry.core, peer))
     }
 
@@ -355,13 +368,7 @@ impl Driver {
     ) -> Result<()> {
         // As they were numbered when they were opened.
         for (slot, stream) in (0..).zip(data) {
-            let token = self.new_token();
-            let stream = Stream::Tcp(stream);
-            stream.set_nonblocking()?;
-            if let Stream::Tcp(stream) = stream {
-                self.epoll().add(stream.as_fd(), token, true, false)?;
-                self.tcp.adopt(token, stream, peer, RailId::new(slot, 0));
-            }
+            self.adopt_rail(peer, RailId::new(slot, 0), stream)?;
         }
         if let Some(stream) = local {
             let token = self.new_token();

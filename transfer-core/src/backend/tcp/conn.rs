@@ -26,10 +26,12 @@ const LOW_WATER_BYTES: u32 = 512 << 10;
 /// A payload that has no more than this left is not waited for in one.
 const LOW_WATER_MIN: u32 = 64 << 10;
 /// Slices of ours that may wait for an answer on one connection.
-const AWAITED_MAX: usize = 64;
+pub(super) const AWAITED_MAX: u32 = 64;
 /// Answers that may wait to be sent before nothing more is read. A peer that keeps to its own [`AWAITED_MAX`] never
 /// comes near, so two agents that serve each other cannot both stop reading; one that does not keep to it, waits.
-const ANSWERS_MAX: usize = 4 * AWAITED_MAX;
+const ANSWERS_MAX: usize = 4 * AWAITED_MAX as usize;
+/// Ranges that are kept for the next payloads.
+const SPARES_MAX: usize = 16;
 
 /// Why a connection cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +84,8 @@ pub(super) struct Conn {
     intake: Intake,
     inbound: Inbound,
     awaited: HashMap<(XferId, u32), Awaited>,
+    /// Bytes of each slice that has left the connection since it was last asked.
+    freed: Vec<u64>,
     /// Ranges of payloads that have come, kept for the next ones.
     spares: Vec<Vec<RawRange>>,
     low_water: u32,
@@ -101,6 +105,7 @@ impl Conn {
             intake: Intake::new(),
             inbound: Inbound::Head,
             awaited: HashMap::new(),
+            freed: Vec::new(),
             spares: Vec::new(),
             low_water: 1,
             stalled: false,
@@ -117,9 +122,13 @@ impl Conn {
         self.out.answers() > ANSWERS_MAX
     }
 
-    /// How many more slices it takes.
-    pub(super) fn room(&self) -> usize {
-        AWAITED_MAX.saturating_sub(self.awaited.len())
+    pub(super) fn has_freed(&self) -> bool {
+        !self.freed.is_empty()
+    }
+
+    /// The slices, by their bytes, that have left the connection since the last call, answered or taken back.
+    pub(super) fn take_freed(&mut self) -> impl Iterator<Item = u64> {
+        self.freed.drain(..)
     }
 
     /// Queues a slice; [`Conn::flush`] sends it.
@@ -142,7 +151,7 @@ impl Conn {
                 let mut header = header(DataKind::Write);
                 header.payload_len = slice.bytes;
                 self.out.push(draft.payload(ranges.drain(..)), header, keeper, true);
-                self.spares.push(std::mem::take(&mut ranges));
+                self.keep(std::mem::take(&mut ranges));
             }
             Op::Read => self.out.push(draft, header(DataKind::ReadRequest), keeper, true),
         }
@@ -299,6 +308,7 @@ impl Conn {
     fn replied(&mut self, header: DataHeader, done: &mut Vec<Completion>) -> Result<(), ConnError> {
         let (slice, left) = ((header.xfer, header.slice), header.payload_len);
         let awaited = self.answered(header, Op::Read)?;
+        self.freed.push(awaited.bytes);
         if awaited.dropped {
             self.inbound = Inbound::Sink { left, answer: None };
         } else if header.status != Status::Ok && left == 0 {
@@ -316,6 +326,7 @@ impl Conn {
     /// A write of ours is answered.
     fn acked(&mut self, header: DataHeader, done: &mut Vec<Completion>) -> Result<(), ConnError> {
         let awaited = self.answered(header, Op::Write)?;
+        self.freed.push(awaited.bytes);
         let result = if header.status == Status::Ok { Ok(awaited.bytes) } else { Err(refused(header)) };
         done.push(self.completion((header.xfer, header.slice), result));
         Ok(())
@@ -349,7 +360,7 @@ impl Conn {
     }
 
     fn keep(&mut self, mut ranges: Vec<RawRange>) {
-        if self.spares.len() < AWAITED_MAX && ranges.capacity() <= 2 * RANGES_MAX {
+        if self.spares.len() < SPARES_MAX && ranges.capacity() <= 2 * RANGES_MAX {
             ranges.clear();
             self.spares.push(ranges);
         }
@@ -363,9 +374,11 @@ impl Conn {
         let mut end = |(xfer, slice)| {
             done.push(Completion { xfer, slice, rail, result: Err(SliceError::Abandoned) });
         };
-        let awaited = &mut self.awaited;
+        let (awaited, freed) = (&mut self.awaited, &mut self.freed);
         self.out.take_back(xfer, |slice| {
-            if awaited.remove(&slice).is_some_and(|awaited| !awaited.dropped) {
+            let Some(taken) = awaited.remove(&slice) else { return };
+            freed.push(taken.bytes);
+            if !taken.dropped {
                 end(slice);
             }
         });

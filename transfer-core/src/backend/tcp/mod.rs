@@ -3,22 +3,34 @@
 //! A write carries its payload behind the header; a read asks the target to push. Either way the target checks
 //! every span against its regions before a byte moves. All of it runs on the driver's thread, so memory is only
 //! touched between two of its steps.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`rails`] | which connections lead to a peer, and the slices that wait for one |
+//! | [`conn`] | the protocol on one connection, both directions |
+//! | [`intake`] | bytes off a socket: heads into a buffer, payload to its place |
+//! | [`send`] | frames on their way to a socket |
+//! | [`serve`] | what a peer may touch |
 
 mod conn;
 mod intake;
+mod rails;
 mod send;
 mod serve;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use transfer_proto::id::{Incarnation, RailId, XferId};
+use transfer_proto::proto::rails::{RailError, RailEvent};
+use transfer_proto::proto::time::Time;
 use transfer_proto::proto::xfer::SliceError;
 use transfer_sys::poll::{Epoll, Ready};
 
 use self::conn::{Conn, ConnError};
+use self::rails::PeerRails;
 use super::{Backend, Completion, Slice};
 use crate::shared::Shared;
 use crate::xfer::XferRef;
@@ -28,31 +40,44 @@ pub(crate) struct Tcp {
     shared: Arc<Shared>,
     epoll: Arc<Epoll>,
     conns: HashMap<u64, Conn>,
-    by_peer: HashMap<Incarnation, Vec<u64>>,
-    /// Slices for which no connection had room.
-    waiting: VecDeque<Slice>,
+    peers: HashMap<Incarnation, PeerRails>,
+    /// Peers with slices that were submitted since they were last given to rails.
+    submitted: Vec<Incarnation>,
     /// Connections that got slices and were not told to send them.
     unsent: Vec<u64>,
     done: Vec<Completion>,
-    lost: Vec<Incarnation>,
+    news: Vec<(Incarnation, RailEvent)>,
 }
 
 impl Tcp {
     pub(crate) fn new(shared: Arc<Shared>, epoll: Arc<Epoll>) -> Self {
-        let (conns, by_peer) = (HashMap::new(), HashMap::new());
-        let (waiting, unsent) = (VecDeque::new(), Vec::new());
-        Self { shared, epoll, conns, by_peer, waiting, unsent, done: Vec::new(), lost: Vec::new() }
+        let (conns, peers) = (HashMap::new(), HashMap::new());
+        let (submitted, unsent, done, news) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { shared, epoll, conns, peers, submitted, unsent, done, news }
     }
 
-    /// Takes over a connection that does not block, is past its greeting, and is watched for reading.
-    pub(crate) fn adopt(&mut self, token: u64, stream: TcpStream, peer: Incarnation, rail: RailId) {
+    /// Takes over a connection that does not block, is past its greeting, and is watched for reading. `opener` says
+    /// that it was opened here. One that the peer may not have is closed.
+    pub(crate) fn adopt(
+        &mut self,
+        token: u64,
+        stream: TcpStream,
+        (peer, rail): (Incarnation, RailId),
+        opener: bool,
+    ) {
+        let silence_max = self.shared.config.peer_timeout;
+        let rails = self.peers.entry(peer).or_insert_with(|| PeerRails::new(silence_max, opener));
+        if let Err(error) = rails.add(rail, token, self.shared.clock.now()) {
+            return tracing::warn!(%peer, %error, "refused a data connection");
+        }
         self.conns.insert(token, Conn::new(stream, peer, rail));
-        self.by_peer.entry(peer).or_default().push(token);
+        self.submitted.push(peer);
+        self.note(peer);
     }
 
     /// How many connections lead to a peer.
     pub(crate) fn count(&self, peer: Incarnation) -> usize {
-        self.by_peer.get(&peer).map_or(0, Vec::len)
+        self.peers.get(&peer).map_or(0, |rails| rails.rails.standing())
     }
 
     /// Whether this is one of ours.
@@ -67,139 +92,212 @@ impl Tcp {
         self.settle(ready.token, result);
     }
 
+    /// Reads and sends; says how many bytes moved.
     fn go_on(
         conn: &mut Conn,
         mut readable: bool,
         shared: &Shared,
         done: &mut Vec<Completion>,
-    ) -> Result<(), ConnError> {
+    ) -> Result<usize, ConnError> {
+        let mut moved = 0;
         loop {
             if readable {
-                conn.receive(&shared.regions, done)?;
+                moved += conn.receive(&shared.regions, done)?;
             }
-            conn.flush()?;
+            moved += conn.flush()?;
             // What was held back until answers had left gives no further sign of itself.
             readable = conn.can_resume();
             if !readable {
-                return Ok(());
+                return Ok(moved);
             }
         }
     }
 
     /// After each step: watch for what is needed next, or give the connection up.
-    fn settle(&mut self, token: u64, result: Result<(), ConnError>) {
+    fn settle(&mut self, token: u64, result: Result<usize, ConnError>) {
         let Some(conn) = self.conns.get_mut(&token) else { return };
-        if let Err(error) = result {
-            match error {
-                // Every peer that leaves closes its connections.
-                ConnError::Closed => tracing::debug!(peer = %conn.peer, "data connection closed"),
-                error => tracing::warn!(peer = %conn.peer, %error, "data connection lost"),
+        match result {
+            // Every peer that leaves closes its connections.
+            Err(ConnError::Closed) => {
+                tracing::debug!(peer = %conn.peer, rail = %conn.rail, "data connection closed");
+                self.lose(token);
             }
-            self.lost.push(conn.peer);
-            self.close(token);
-            return;
-        }
-        let wanted = (!conn.is_congested(), !conn.out.is_empty());
-        if wanted != conn.watched {
-            conn.watched = wanted;
-            if let Err(error) = self.epoll.modify(conn.stream().as_fd(), token, wanted.0, wanted.1) {
-                tracing::error!(%error, "cannot watch a data connection");
-                self.lost.push(conn.peer);
-                self.close(token);
+            Err(error) => {
+                tracing::warn!(peer = %conn.peer, rail = %conn.rail, %error, "data connection lost");
+                self.lose(token);
+            }
+            Ok(moved) => {
+                let wanted = (!conn.is_congested(), !conn.out.is_empty());
+                let watched = wanted == conn.watched || {
+                    conn.watched = wanted;
+                    let modified = self.epoll.modify(conn.stream().as_fd(), token, wanted.0, wanted.1);
+                    modified
+                        .map_err(|error| tracing::error!(%error, "cannot watch a data connection"))
+                        .is_ok()
+                };
+                if !watched {
+                    self.lose(token);
+                } else if moved > 0 || conn.has_freed() {
+                    self.moved(token);
+                }
             }
         }
     }
 
-    fn close(&mut self, token: u64) {
+    /// Tells the rails that one of them moves, and of slices that have left it.
+    fn moved(&mut self, token: u64) {
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        let (peer, rail, now) = (conn.peer, conn.rail, self.shared.clock.now());
+        let Some(rails) = self.peers.get_mut(&peer) else { return };
+        rails.rails.progressed(rail, now);
+        conn.take_freed().for_each(|bytes| rails.rails.completed(rail, bytes, now));
+        if rails.is_waiting() && !self.submitted.contains(&peer) {
+            self.submitted.push(peer);
+        }
+    }
+
+    /// A connection broke: closes this end, after which nothing that comes on it lands.
+    fn lose(&mut self, token: u64) {
         let Some(conn) = self.conns.remove(&token) else { return };
-        if let Some(tokens) = self.by_peer.get_mut(&conn.peer) {
-            tokens.retain(|&other| other != token);
-        }
+        let (peer, rail) = (conn.peer, conn.rail);
         conn.end(&mut self.done);
+        if let Some(rails) = self.peers.get_mut(&peer) {
+            rails.take_conn(rail);
+            rails.rails.lost(rail, self.shared.clock.now());
+        }
+        self.note(peer);
     }
 
-    /// Peers that lost a connection since the last call. They cannot be relied on any more.
-    pub(crate) fn take_lost(&mut self) -> Vec<Incarnation> {
-        std::mem::take(&mut self.lost)
+    /// Acts on what the rails of a peer ask for; the rest of it is the driver's.
+    fn note(&mut self, peer: Incarnation) {
+        let Some(rails) = self.peers.get_mut(&peer) else { return };
+        while let Some(event) = rails.rails.poll_event() {
+            match event {
+                RailEvent::Close(rail) => {
+                    let conn = rails.take_conn(rail).and_then(|token| self.conns.remove(&token));
+                    conn.into_iter().for_each(|conn| conn.end(&mut self.done));
+                }
+                event => self.news.push((peer, event)),
+            }
+        }
+    }
+
+    /// What became of rails since the last call, for the driver to act on; never [`RailEvent::Close`].
+    pub(crate) fn take_news(&mut self) -> Vec<(Incarnation, RailEvent)> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// The peer says that a rail is closed at its end.
+    pub(crate) fn rail_closed(&mut self, peer: Incarnation, rail: RailId) -> Result<(), RailError> {
+        let Some(rails) = self.peers.get_mut(&peer) else { return Ok(()) };
+        let handled = rails.rails.handle_closed(rail, self.shared.clock.now());
+        self.note(peer);
+        handled
+    }
+
+    /// A rail could not be opened.
+    pub(crate) fn rail_failed(&mut self, peer: Incarnation, rail: RailId) {
+        if let Some(rails) = self.peers.get_mut(&peer) {
+            rails.rails.lost(rail, self.shared.clock.now());
+            self.note(peer);
+        }
+    }
+
+    /// Whether a rail is closed at both ends. Those of a peer that is gone are.
+    pub(crate) fn is_closed(&self, peer: Incarnation, rail: RailId) -> bool {
+        self.peers.get(&peer).is_none_or(|rails| rails.rails.is_closed(rail))
+    }
+
+    /// When [`Tcp::handle_timeout`] is to be called at the latest.
+    pub(crate) fn poll_timeout(&self) -> Option<Time> {
+        self.peers.values().filter_map(|rails| rails.rails.poll_timeout()).min()
+    }
+
+    /// Time has passed.
+    pub(crate) fn handle_timeout(&mut self, now: Time) {
+        let due = |rails: &PeerRails| rails.rails.poll_timeout().is_some_and(|at| at <= now);
+        let peers: Vec<_> =
+            self.peers.iter().filter(|(_, rails)| due(rails)).map(|(peer, _)| *peer).collect();
+        for peer in peers {
+            if let Some(rails) = self.peers.get_mut(&peer) {
+                rails.rails.handle_timeout(now);
+            }
+            self.note(peer);
+        }
+    }
+
+    /// This process did not look for a while; its peers are not to blame.
+    pub(crate) fn excuse(&mut self, now: Time) {
+        self.peers.values_mut().for_each(|rails| rails.rails.excuse(now));
     }
 
     /// Closes all connections to a peer; their slices complete.
     pub(crate) fn remove_peer(&mut self, peer: Incarnation) {
-        for token in self.by_peer.remove(&peer).unwrap_or_default() {
-            self.close(token);
+        let Some(mut rails) = self.peers.remove(&peer) else { return };
+        for conn in rails.tokens().filter_map(|token| self.conns.remove(&token)) {
+            conn.end(&mut self.done);
         }
-        self.end_waiting(|slice| slice.core.remote.core.peer.key == peer);
+        rails.end_waiting(None, SliceError::RailLost, &mut self.done);
     }
 
-    /// Gives up slices that no connection has taken.
-    fn end_waiting(&mut self, which: impl Fn(&Slice) -> bool) {
-        let (ended, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|slice| which(slice));
-        self.waiting = waiting;
-        let ended: VecDeque<Slice> = ended;
-        self.done.extend(ended.iter().map(|slice| slice.failed(SliceError::RailLost)));
+    /// Gives waiting slices to rails, as many as they take.
+    fn place(&mut self, peer: Incarnation) {
+        let now = self.shared.clock.now();
+        let Some(rails) = self.peers.get_mut(&peer) else { return };
+        while let Some((slice, token)) = rails.next(now) {
+            let Some(conn) = self.conns.get_mut(&token) else { continue };
+            match conn.submit(slice) {
+                Ok(()) if self.unsent.contains(&token) => {}
+                Ok(()) => self.unsent.push(token),
+                Err(completion) => self.done.push(completion),
+            }
+        }
     }
 
-    /// The connection to a peer that has most room.
-    fn roomiest(&self, peer: Incarnation) -> Option<(u64, usize)> {
-        let room = |token: &u64| self.conns.get(token).map_or(0, Conn::room);
-        let tokens = self.by_peer.get(&peer)?;
-        tokens.iter().map(|token| (*token, room(token))).max_by_key(|(_, room)| *room)
-    }
-
-    /// Puts a slice on a connection, or gives it back where none has room.
-    fn place(&mut self, slice: Slice) -> Option<Slice> {
-        let Some((token, room)) = self.roomiest(slice.core.remote.core.peer.key) else {
-            self.done.push(slice.failed(SliceError::RailLost));
-            return None;
-        };
-        if room == 0 {
-            return Some(slice);
+    /// Sends what was submitted; slices that were submitted together leave together.
+    fn flush(&mut self) {
+        while let Some(token) = self.unsent.pop() {
+            if let Some(conn) = self.conns.get_mut(&token) {
+                let result = conn.flush();
+                self.settle(token, result);
+            }
         }
-        let conn = self.conns.get_mut(&token)?;
-        match conn.submit(slice) {
-            Ok(()) if !self.unsent.contains(&token) => self.unsent.push(token),
-            Ok(()) => {}
-            Err(completion) => self.done.push(completion),
-        }
-        None
     }
 }
 
 impl Backend for Tcp {
     fn submit(&mut self, slice: Slice) {
-        // Those that wait for the same peer go first.
         let peer = slice.core.remote.core.peer.key;
-        if self.waiting.iter().any(|waiting| waiting.core.remote.core.peer.key == peer) {
-            self.waiting.push_back(slice);
-        } else if let Some(slice) = self.place(slice) {
-            self.waiting.push_back(slice);
+        match self.peers.get_mut(&peer) {
+            Some(rails) => {
+                rails.queue(slice);
+                if !self.submitted.contains(&peer) {
+                    self.submitted.push(peer);
+                }
+            }
+            None => self.done.push(slice.failed(SliceError::RailLost)),
         }
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>) {
-        if !self.waiting.is_empty() {
-            let waiting = std::mem::take(&mut self.waiting);
-            self.waiting = waiting.into_iter().filter_map(|slice| self.place(slice)).collect();
+        for peer in std::mem::take(&mut self.submitted) {
+            self.place(peer);
         }
-        // Slices that were submitted together leave together.
-        while let Some(token) = self.unsent.pop() {
-            if let Some(conn) = self.conns.get_mut(&token) {
-                let result = conn.flush().map(drop);
-                self.settle(token, result);
-            }
-        }
+        self.flush();
         completions.append(&mut self.done);
     }
 
     fn abandon(&mut self, core: &XferRef, xfer: XferId, now: bool) {
         let peer = core.remote.core.peer.key;
-        self.end_waiting(|slice| slice.xfer == xfer);
-        for token in self.by_peer.get(&peer).cloned().unwrap_or_default() {
+        let Some(rails) = self.peers.get_mut(&peer) else { return };
+        rails.end_waiting(Some(xfer), SliceError::Abandoned, &mut self.done);
+        for token in rails.tokens().collect::<Vec<_>>() {
             let Some(conn) = self.conns.get_mut(&token) else { continue };
             let left = conn.abandon(xfer, &mut self.done);
             if left && now {
-                self.lost.push(peer);
-                self.close(token);
+                self.lose(token);
+            } else {
+                self.settle(token, Ok(0));
             }
         }
     }
