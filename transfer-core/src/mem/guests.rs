@@ -1,13 +1,13 @@
 //! Who may be writing into this agent's memory: agents of the same host, this one among them.
 
 use std::fmt;
-use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use transfer_proto::id::Incarnation;
 use transfer_sys::process::Process;
 
 use super::ledger::{Ledger, PeerLedger, View, entries};
+use crate::sync::prim::{Ordering, fence};
 
 /// A peer on this host, as one that writes.
 #[derive(Debug)]
@@ -103,6 +103,7 @@ impl fmt::Display for Inside {
     }
 }
 
+#[cfg(not(loom))]
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,17 +12,20 @@
 //! other's. One of the two sees the other, so there is no writer that was not waited for and saw nothing.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
 use transfer_proto::proto::metadata::Generations;
+#[cfg(not(loom))]
 use transfer_sys::words::{OwnWords, PeerWords};
 
 use super::arena::Arena;
+#[cfg(loom)]
+use super::loom_words::{OwnWords, PeerWords};
 use crate::error::{Error, Result};
+use crate::sync::prim::{AtomicU64, Ordering, fence, yield_now};
 
-/// Writers of one agent at the same time; a further one waits its turn.
-const LANES: usize = 63;
+/// Writers of one agent at the same time; a further one waits its turn. At most one bit less than a word has.
+const LANES: usize = if cfg!(loom) { 2 } else { 63 };
 /// A lane has a cache line, so that writers do not disturb each other.
 const LANE_WORDS: usize = 8;
 /// Word that tells that the agent is gone and will never write again.
@@ -30,7 +33,7 @@ const RETIRED: usize = 0;
 /// First generation. The lanes lie before it.
 const FIRST: usize = (LANES + 1) * LANE_WORDS;
 /// Blocks of all regions of an agent.
-const BLOCKS_MAX: usize = 1 << 24;
+const BLOCKS_MAX: usize = if cfg!(loom) { 2 } else { 1 << 24 };
 /// Words of a ledger. Pages of the file that nobody touched cost nothing.
 const WORDS: usize = FIRST + BLOCKS_MAX;
 
@@ -51,8 +54,8 @@ impl Ledger {
     pub(crate) fn create(agent: &str) -> Result<Self> {
         let words = OwnWords::create(&format!("{agent}-ledger"), WORDS)?;
         words.populate(0, FIRST)?;
-        // Lane 63 does not exist.
-        let (taken, latest) = (AtomicU64::new(1 << LANES), AtomicU64::new(0));
+        // Those beyond do not exist.
+        let (taken, latest) = (AtomicU64::new(u64::MAX << LANES), AtomicU64::new(0));
         Ok(Self { words, taken, latest, blocks: Mutex::new(Arena::new(BLOCKS_MAX)) })
     }
 
@@ -137,7 +140,7 @@ impl Ledger {
             let taken = self.taken.load(Ordering::Relaxed);
             let lane = taken.trailing_ones();
             if lane >= u64::BITS {
-                std::thread::yield_now();
+                yield_now();
                 continue;
             }
             let (old, new) = (taken, taken | (1 << lane));
@@ -217,6 +220,12 @@ impl PeerLedger {
     pub(crate) fn map(file: &OwnedFd) -> Result<Self> {
         Ok(Self { words: PeerWords::map(file, WORDS)? })
     }
+
+    /// As a peer sees it.
+    #[cfg(loom)]
+    pub(crate) fn of(ledger: &Ledger) -> Self {
+        Self { words: ledger.words.seen_by_peers() }
+    }
 }
 
 impl View for PeerLedger {
@@ -230,7 +239,7 @@ pub(crate) fn entries(view: &impl View) -> impl Iterator<Item = (usize, u64)> + 
     (0..LANES).filter_map(|lane| view.entry(lane).map(|entry| (lane, entry)))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

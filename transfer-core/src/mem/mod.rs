@@ -14,6 +14,8 @@ mod arena;
 mod gate;
 mod guests;
 mod ledger;
+#[cfg(loom)]
+mod loom_words;
 mod options;
 mod region;
 mod remote;

@@ -1,5 +1,5 @@
 //! What threads share: each structure in a module of its own, small enough for every interleaving to be tried
-//! (`RUSTFLAGS="--cfg loom" cargo test -p transfer-core --release --lib sync`).
+//! (`ci/loom`).
 
 mod doorbell;
 mod followers;
@@ -14,17 +14,17 @@ pub(crate) use pool::{Held, Pool, Reuse, Shelf};
 pub(crate) use wake::Wake;
 
 /// The primitives: loom's own where it tries the interleavings.
-mod prim {
+pub(crate) mod prim {
     #[cfg(loom)]
-    pub(super) use loom::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
+    pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
     #[cfg(loom)]
-    pub(super) use loom::sync::{Arc, Mutex, MutexGuard};
+    pub(crate) use loom::sync::{Arc, Mutex, MutexGuard};
     #[cfg(loom)]
-    pub(super) use loom::thread::yield_now;
+    pub(crate) use loom::thread::yield_now;
     #[cfg(not(loom))]
-    pub(super) use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
+    pub(crate) use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
     #[cfg(not(loom))]
-    pub(super) use std::sync::{Arc, Mutex, MutexGuard};
+    pub(crate) use std::sync::{Arc, Mutex, MutexGuard};
     #[cfg(not(loom))]
-    pub(super) use std::thread::yield_now;
+    pub(crate) use std::thread::yield_now;
 }
