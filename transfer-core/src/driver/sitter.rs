@@ -22,6 +22,10 @@ use crate::xfer::{XferCore, XferRef};
 const INNER: u64 = 0;
 const KICK: u64 = 1;
 
+/// How long the sitter sleeps where another leads. If it slept for ever, each leader that leaves would have to wake it
+/// for whatever is due some day; so only for what is due before this.
+const PATIENCE: Duration = Duration::from_millis(10);
+
 /// Where the sitter sleeps.
 #[derive(Debug)]
 pub(crate) struct Seat {
@@ -65,8 +69,8 @@ impl Shared {
     pub(crate) fn sit(&self) {
         let mut ready = Vec::new();
         while !self.lead.is_over() {
-            let mut next = None;
-            if let Some(mut lead) = self.lead.take_or_sit() {
+            let mut next = Some(self.clock.now() + PATIENCE);
+            if let Some(mut lead) = self.lead.take_or_sit(nanos(next)) {
                 let Some(until) = lead.run(|driver| driver.serve()) else { break };
                 if lead.run(|driver| driver.shutdown) == Some(true) {
                     // What still waits for an end gets it here, and nothing new comes in.

@@ -51,11 +51,11 @@ impl<D> Lead<D> {
         }
     }
 
-    /// The lead for the sitter. Where another has it, the sitter sleeps until it is woken, which the other, when it
-    /// leaves, is sure to see.
-    pub(crate) fn take_or_sit(&self) -> Option<Leading<'_, D>> {
+    /// The lead for the sitter. Where another has it, the sitter sleeps until `until` if nobody wakes it, which the
+    /// other, when it leaves, is sure to see.
+    pub(crate) fn take_or_sit(&self, until: u64) -> Option<Leading<'_, D>> {
         self.take().or_else(|| {
-            self.sleeps_until.store(u64::MAX, Ordering::Relaxed);
+            self.sleeps_until.store(until, Ordering::Relaxed);
             // Either the leader that leaves reads that, or it has left and the lead is free: of two that each write
             // and then look at the other's, with a fence between, one sees.
             fence(Ordering::SeqCst);
@@ -126,10 +126,10 @@ mod tests {
         assert!(lead.take().is_none(), "nothing to lead");
         lead.put(Some(7));
         let mut first = lead.take().unwrap();
-        assert!(lead.take().is_none() && lead.take_or_sit().is_none());
+        assert!(lead.take().is_none() && lead.take_or_sit(2000).is_none());
         assert_eq!(first.run(|state| std::mem::replace(state, 8)), Some(7));
-        assert!(first.leave(1000), "the sitter sleeps for ever");
-        lead.take_or_sit().unwrap().sit(500);
+        assert!(first.leave(1000), "the sitter sleeps for longer");
+        lead.take_or_sit(0).unwrap().sit(500);
         assert!(!lead.take().unwrap().leave(500));
         assert!(lead.take().unwrap().leave(499));
         assert_eq!(lead.take().unwrap().end(), Some(8));
@@ -173,7 +173,7 @@ mod loom_tests {
                 })
             };
             let mut sat = None;
-            if let Some(mut leading) = lead.take_or_sit() {
+            if let Some(mut leading) = lead.take_or_sit(u64::MAX) {
                 let next = leading.run(|next| *next).unwrap();
                 leading.sit(next);
                 sat = Some(next);
