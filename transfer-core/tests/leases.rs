@@ -160,6 +160,16 @@ fn no_write_to_foreign_memory_hits_a_block_that_was_taken_back() {
     write_under_reuse("all", "foreign", Path::ProcessMemory);
 }
 
+#[test]
+fn no_read_over_tcp_shows_another_owners_bytes() {
+    read_under_reuse("tcp", "allocated", Path::Tcp);
+}
+
+#[test]
+fn no_write_over_tcp_hits_a_block_that_was_taken_back() {
+    write_under_reuse("tcp", "allocated", Path::Tcp);
+}
+
 fn one(region: transfer_core::RegionId, len: u64) -> Desc {
     Desc::contiguous(region, 0, len)
 }

@@ -75,35 +75,6 @@ pub(crate) fn are_awaited<T: Gated>(things: &[Arc<T>]) -> bool {
     things.iter().any(|thing| thing.gate().is_closed())
 }
 
-/// Things that a [`Pass`] holds without an allocation. The spans of a slice lie together more often than not.
-const FEW: usize = 4;
-
-/// The right to touch some things behind gates; leaves them when dropped.
-#[derive(Debug)]
-pub(crate) struct Pass<T: Gated> {
-    few: [Option<Arc<T>>; FEW],
-    more: Vec<Arc<T>>,
-}
-
-impl<T: Gated> Pass<T> {
-    /// Goes in at every gate, or at none: then the one that is closed is returned.
-    pub(crate) fn enter(things: &[Arc<T>]) -> Result<Self, Arc<T>> {
-        enter(things).map_err(Arc::clone)?;
-        let (few, more) = things.split_at(things.len().min(FEW));
-        let few = std::array::from_fn(|at| few.get(at).map(Arc::clone));
-        Ok(Self { few, more: more.to_vec() })
-    }
-}
-
-impl<T: Gated> Drop for Pass<T> {
-    fn drop(&mut self) {
-        leave(&self.more);
-        for thing in self.few.iter().flatten() {
-            leave(std::slice::from_ref(thing));
-        }
-    }
-}
-
 #[cfg(test)]
 impl Gated for Gate {
     fn gate(&self) -> &Gate {
@@ -120,11 +91,12 @@ mod tests {
     #[test]
     fn a_closed_gate_lets_nobody_in_and_knows_when_the_last_has_left() {
         let (a, b) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
-        let pass = Pass::enter(&[Arc::clone(&a), Arc::clone(&b)]).unwrap();
+        let both = [Arc::clone(&a), Arc::clone(&b)];
+        enter(&both).unwrap();
         b.close();
         assert!(b.is_closed() && !b.is_idle());
-        assert!(Arc::ptr_eq(&Pass::enter(&[Arc::clone(&a), Arc::clone(&b)]).unwrap_err(), &b));
-        drop(pass);
+        assert!(Arc::ptr_eq(enter(&both).unwrap_err(), &b));
+        leave(&both);
         assert!(a.is_idle() && b.is_idle());
     }
 
@@ -136,8 +108,9 @@ mod tests {
             let user = {
                 let (gate, touched) = (Arc::clone(&gate), Arc::clone(&touched));
                 std::thread::spawn(move || {
-                    if let Ok(_pass) = Pass::enter(&[gate]) {
+                    if enter(std::slice::from_ref(&gate)).is_ok() {
                         touched.store(true, Ordering::SeqCst);
+                        leave(&[gate]);
                     }
                 })
             };
@@ -167,8 +140,9 @@ mod loom_tests {
             let users = [0, 1].map(|at| {
                 let (gate, memory) = (Arc::clone(&gate), Arc::clone(&memory));
                 loom::thread::spawn(move || {
-                    if let Ok(_pass) = Pass::enter(&[gate]) {
+                    if enter(std::slice::from_ref(&gate)).is_ok() {
                         memory[at].with_mut(|_| ());
+                        leave(&[gate]);
                     }
                 })
             });

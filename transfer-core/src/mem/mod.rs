@@ -21,9 +21,9 @@ mod region;
 mod remote;
 mod table;
 
-pub(crate) use gate::{Pass, are_awaited, enter, leave};
+pub(crate) use gate::{are_awaited, enter, leave};
 pub(crate) use guests::{Guest, Guests, Inside};
-pub(crate) use ledger::{Ledger, PeerLedger, View};
+pub(crate) use ledger::{Lane, Ledger, PeerLedger, View};
 pub use options::RegionOptions;
 pub use region::Region;
 pub(crate) use region::{RegionCore, Unnamed, adopt, alloc, borrow};

@@ -12,7 +12,7 @@ use transfer_sys::memfd::{Memfd, MemfdOptions, Pages};
 use transfer_sys::{RawRange, copy};
 
 use super::gate::{Gate, Gated};
-use super::ledger::{Ledger, View as _};
+use super::ledger::{Lane, Ledger, View as _};
 use super::options::RegionOptions;
 use crate::error::{Error, Result};
 use crate::shared::Shared;
@@ -98,6 +98,11 @@ impl RegionCore {
     /// Whether who names `generation` may still access these bytes; see [`View::admits`].
     pub(crate) fn admits(&self, generation: u64, offset: u64, len: u64) -> bool {
         self.ledger.admits(&self.generations, generation, offset, len)
+    }
+
+    /// Takes a lane of this agent; see [`Ledger::enter`].
+    pub(crate) fn enter(&self) -> Lane<'_> {
+        self.ledger.enter()
     }
 
     /// Makes older generations void for the blocks of these bytes, and returns the new one.

@@ -227,7 +227,7 @@ async fn a_prefill_engine_that_dies_while_being_read_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_that_does_not_get_on_ends_at_its_deadline() {
-    let Held { source, decode, pulling, proxy, .. } = Held::start(&["--kv-pull-seconds", "1.5"]).await;
+    let Held { source, decode, pulling, proxy, .. } = Held::start(&["--kv-pull-seconds", "0.5"]).await;
     let response = pulling.await.unwrap().unwrap();
     assert_eq!(response.status(), 504);
     let answer: Value = response.json().await.unwrap();

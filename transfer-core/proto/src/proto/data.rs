@@ -27,6 +27,8 @@ pub enum DataKind {
     ReadReply,
     /// The write of that slice ended with this status.
     Ack,
+    /// Behind the payload of a `ReadReply` whose status was [`Status::Pending`]: how it ended.
+    Verdict,
 }
 
 impl DataKind {
@@ -53,6 +55,8 @@ pub enum Status {
     Stale,
     /// The region is for reading only.
     ReadOnly,
+    /// Told by a `Verdict` behind the payload: memory may be revoked while it is sent.
+    Pending,
 }
 
 /// A header.
@@ -91,6 +95,7 @@ impl DataHeader {
             DataKind::ReadRequest => 2,
             DataKind::ReadReply => 3,
             DataKind::Ack => 4,
+            DataKind::Verdict => 5,
         };
         out[1] = match self.status {
             Status::Ok => 0,
@@ -98,6 +103,7 @@ impl DataHeader {
             Status::BadLength => 2,
             Status::Stale => 3,
             Status::ReadOnly => 4,
+            Status::Pending => 5,
         };
         out[4..8].copy_from_slice(&self.descs_len.to_le_bytes());
         out[8..16].copy_from_slice(&self.xfer.to_u64().to_le_bytes());
@@ -118,6 +124,7 @@ impl DataHeader {
             2 => DataKind::ReadRequest,
             3 => DataKind::ReadReply,
             4 => DataKind::Ack,
+            5 => DataKind::Verdict,
             value => return Err(DecodeError::Invalid { what: "header type", value: u64::from(value) }),
         };
         let status = match r.u8("status")? {
@@ -126,6 +133,7 @@ impl DataHeader {
             2 => Status::BadLength,
             3 => Status::Stale,
             4 => Status::ReadOnly,
+            5 => Status::Pending,
             value => return Err(DecodeError::Invalid { what: "status", value: u64::from(value) }),
         };
         let _reserved = r.u16("reserved")?;

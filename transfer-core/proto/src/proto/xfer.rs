@@ -105,6 +105,7 @@ fn status_text(status: Status) -> &'static str {
         Status::BadLength => "payload and spans differ in length",
         Status::Stale => "its owner has revoked a block that it touches",
         Status::ReadOnly => "the region is for reading only",
+        Status::Pending => "without a verdict",
     }
 }
 

@@ -226,6 +226,8 @@ impl DataConn {
                 self.serve(header, &list, outside);
             }
             DataKind::ReadReply | DataKind::Ack => self.answered(header, outside, done)?,
+            // Targets here send at once, so nothing is revoked meanwhile and nobody waits for a verdict.
+            DataKind::Verdict => return outside.judge(Err("a verdict on nothing".to_owned())),
         }
         Some(true)
     }

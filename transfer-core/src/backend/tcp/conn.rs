@@ -14,9 +14,9 @@ use transfer_sys::{OsError, RawRange, socket};
 
 use super::intake::{Came, Intake, Target};
 use super::send::{Keeper, SendQueue};
-use super::serve::{self, Served};
+use super::serve::{self, Promise, Served};
 use crate::backend::{Completion, Slice};
-use crate::mem::{Pass, RegionCore, RegionTable};
+use crate::mem::{Lane, RegionTable};
 use crate::xfer::{Op, XferRef};
 
 /// Bytes taken from one connection before the others get their turn.
@@ -32,6 +32,8 @@ pub(super) const AWAITED_MAX: u32 = 64;
 const ANSWERS_MAX: usize = 4 * AWAITED_MAX as usize;
 /// Ranges that are kept for the next payloads.
 const SPARES_MAX: usize = 16;
+/// A payload that is copied once more on its way out, since a call for a verdict costs more.
+const COPIED_MAX: u64 = 4 << 10;
 
 /// Why a connection cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -70,9 +72,31 @@ enum Inbound {
 /// Whose memory it is.
 enum Landing {
     /// A peer writes into our regions.
-    Served { answer: DataHeader, _pass: Pass<RegionCore> },
-    /// The answer to a read of ours.
-    Own { slice: (XferId, u32), bytes: u64, _core: XferRef },
+    Served { answer: DataHeader, promise: Promise },
+    /// The answer to a read of ours; a verdict may follow it.
+    Own { slice: (XferId, u32), bytes: u64, core: XferRef, pending: bool },
+}
+
+impl Landing {
+    /// For one step: see [`Promise::enter`].
+    fn enter(&self) -> Option<Lane<'_>> {
+        if let Self::Served { promise, .. } = self { promise.enter() } else { None }
+    }
+
+    /// What to answer where the memory was revoked. To be asked inside a lane.
+    fn refusal(&self) -> Option<DataHeader> {
+        let Self::Served { answer, promise } = self else { return None };
+        let mut refusal = *answer;
+        (refusal.status, refusal.span) = (Status::Stale, promise.broken()?);
+        Some(refusal)
+    }
+}
+
+/// A payload that has come, whose verdict has not.
+struct Unjudged {
+    slice: (XferId, u32),
+    /// Its bytes, while somebody wants them.
+    wanted: Option<(u64, XferRef)>,
 }
 
 /// One connection.
@@ -83,6 +107,7 @@ pub(super) struct Conn {
     pub(super) out: SendQueue,
     intake: Intake,
     inbound: Inbound,
+    unjudged: Option<Unjudged>,
     awaited: HashMap<(XferId, u32), Awaited>,
     /// Bytes of each slice that has left the connection since it was last asked.
     freed: Vec<u64>,
@@ -104,6 +129,7 @@ impl Conn {
             out: SendQueue::default(),
             intake: Intake::new(),
             inbound: Inbound::Head,
+            unjudged: None,
             awaited: HashMap::new(),
             freed: Vec::new(),
             spares: Vec::new(),
@@ -201,11 +227,18 @@ impl Conn {
             Inbound::Head => {
                 let Head::Whole { header, list, len } = self.intake.head()? else { return Ok(false) };
                 self.intake.take_head(len, header.payload_len);
-                self.begin(header, &list, regions, done)?;
+                self.begin(header, list, regions, done)?;
                 Ok(true)
             }
-            Inbound::Land { target, .. } => {
+            Inbound::Land { target, landing } => {
+                let lane = landing.enter();
+                if let Some(refusal) = landing.refusal() {
+                    drop(lane);
+                    self.inbound = Inbound::Sink { left: target.left, answer: Some(refusal) };
+                    return Ok(true);
+                }
                 let moved = self.intake.land_held(target);
+                drop(lane);
                 let over = target.left == 0;
                 if over {
                     self.landed(done);
@@ -232,7 +265,14 @@ impl Conn {
                 Head::Missing(missing) => self.intake.read_head(&self.stream, missing),
                 Head::Whole { .. } => Ok(Came { bytes: 0, drained: false }),
             },
-            Inbound::Land { target, .. } => self.intake.land(&self.stream, target),
+            Inbound::Land { target, landing } => {
+                let _lane = landing.enter();
+                if landing.refusal().is_some() {
+                    // The next step turns it away.
+                    return Ok(Came { bytes: 0, drained: false });
+                }
+                self.intake.land(&self.stream, target)
+            }
             Inbound::Sink { left, .. } => self.intake.sink(&self.stream, *left),
         }
     }
@@ -257,26 +297,30 @@ impl Conn {
     fn begin(
         &mut self,
         header: DataHeader,
-        list: &DescList,
+        list: DescList,
         regions: &RegionTable,
         done: &mut Vec<Completion>,
     ) -> Result<(), ConnError> {
+        if self.unjudged.is_some() != (header.kind == DataKind::Verdict) {
+            return Err(unasked(header));
+        }
         match header.kind {
             DataKind::Write => self.take_write(header, list, regions),
             DataKind::ReadRequest => self.serve_read(header, list, regions),
             DataKind::ReadReply => return self.replied(header, done),
             DataKind::Ack => return self.acked(header, done),
+            DataKind::Verdict => return self.judged(header, done),
         }
         Ok(())
     }
 
     /// A peer writes into our regions.
-    fn take_write(&mut self, header: DataHeader, list: &DescList, regions: &RegionTable) {
+    fn take_write(&mut self, header: DataHeader, list: DescList, regions: &RegionTable) {
         let mut answer = DataHeader::new(DataKind::Ack, header.xfer, header.slice);
         let ranges = self.spares.pop().unwrap_or_default();
         self.inbound = match serve::resolve(list, regions, Some(header.payload_len), ranges) {
-            Ok(Served { ranges, bytes, pass }) => {
-                let landing = Landing::Served { answer, _pass: pass };
+            Ok(Served { ranges, bytes, promise }) => {
+                let landing = Landing::Served { answer, promise };
                 Inbound::Land { target: Target::new(ranges, bytes), landing }
             }
             Err(refusal) => {
@@ -286,15 +330,28 @@ impl Conn {
         };
     }
 
-    /// A peer reads our regions.
-    fn serve_read(&mut self, header: DataHeader, list: &DescList, regions: &RegionTable) {
+    /// A peer reads our regions. What is short is copied at once; the rest is sent as it is, and since it may be revoked
+    /// meanwhile, how it stands is told behind it.
+    fn serve_read(&mut self, header: DataHeader, list: DescList, regions: &RegionTable) {
         let mut answer = DataHeader::new(DataKind::ReadReply, header.xfer, header.slice);
         let ranges = self.spares.pop().unwrap_or_default();
         match serve::resolve(list, regions, None, ranges) {
-            Ok(Served { mut ranges, bytes, pass }) => {
-                answer.payload_len = bytes;
+            Ok(Served { ranges, bytes, promise }) if bytes <= COPIED_MAX => {
+                let lane = promise.enter();
+                match promise.broken() {
+                    None => self.out.answer_with(answer, &ranges),
+                    Some(span) => {
+                        (answer.status, answer.span) = (Status::Stale, span);
+                        self.out.answer(answer);
+                    }
+                }
+                drop(lane);
+                self.keep(ranges);
+            }
+            Ok(Served { mut ranges, bytes, promise }) => {
+                (answer.payload_len, answer.status) = (bytes, Status::Pending);
                 let draft = self.out.draft().payload(ranges.drain(..));
-                self.out.push(draft, answer, Keeper::Served { _pass: pass }, false);
+                self.out.push(draft, answer, Keeper::Served(promise), false);
                 self.keep(ranges);
             }
             Err(refusal) => {
@@ -309,18 +366,38 @@ impl Conn {
         let (slice, left) = ((header.xfer, header.slice), header.payload_len);
         let awaited = self.answered(header, Op::Read)?;
         self.freed.push(awaited.bytes);
+        let pending = header.status == Status::Pending;
+        self.unjudged = pending.then_some(Unjudged { slice, wanted: None });
         if awaited.dropped {
             self.inbound = Inbound::Sink { left, answer: None };
-        } else if header.status != Status::Ok && left == 0 {
+        } else if header.status != Status::Ok && !pending && left == 0 {
             done.push(self.completion(slice, Err(refused(header))));
-        } else if header.status == Status::Ok && left == awaited.bytes {
-            let landing = Landing::Own { slice, bytes: left, _core: awaited.core };
+        } else if (header.status == Status::Ok || pending) && left == awaited.bytes {
+            let landing = Landing::Own { slice, bytes: left, core: awaited.core, pending };
             self.inbound = Inbound::Land { target: Target::new(awaited.ranges, left), landing };
         } else {
             done.push(self.completion(slice, Err(SliceError::WrongReply)));
             self.inbound = Inbound::Sink { left, answer: None };
         }
         Ok(())
+    }
+
+    /// How the payload that came last stands.
+    fn judged(&mut self, header: DataHeader, done: &mut Vec<Completion>) -> Result<(), ConnError> {
+        match self.unjudged.take() {
+            Some(Unjudged { slice, wanted }) if slice == (header.xfer, header.slice) => {
+                if let Some((bytes, _core)) = wanted {
+                    let result = if header.status == Status::Ok { Ok(bytes) } else { Err(refused(header)) };
+                    done.push(self.completion(slice, result));
+                }
+                Ok(())
+            }
+            other => {
+                // It is still ours to end.
+                self.unjudged = other;
+                Err(unasked(header))
+            }
+        }
     }
 
     /// A write of ours is answered.
@@ -355,6 +432,9 @@ impl Conn {
         self.keep(target.ranges);
         match landing {
             Landing::Served { answer, .. } => self.out.answer(answer),
+            Landing::Own { slice, bytes, core, pending: true } => {
+                self.unjudged = Some(Unjudged { slice, wanted: Some((bytes, core)) });
+            }
             Landing::Own { slice, bytes, .. } => done.push(self.completion(slice, Ok(bytes))),
         }
     }
@@ -389,6 +469,11 @@ impl Conn {
                 end(*slice);
             }
         }
+        if let Some(unjudged) = self.unjudged.as_mut().filter(|unjudged| unjudged.slice.0 == xfer)
+            && unjudged.wanted.take().is_some()
+        {
+            end(unjudged.slice);
+        }
         if let Inbound::Land { landing: Landing::Own { slice, .. }, target } = &self.inbound
             && slice.0 == xfer
         {
@@ -410,6 +495,9 @@ impl Conn {
         };
         self.awaited.iter().filter(|(_, awaited)| !awaited.dropped).for_each(|(slice, _)| end(*slice));
         if let Inbound::Land { landing: Landing::Own { slice, .. }, .. } = self.inbound {
+            end(slice);
+        }
+        if let Some(Unjudged { slice, wanted: Some(_) }) = self.unjudged {
             end(slice);
         }
     }

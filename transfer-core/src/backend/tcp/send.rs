@@ -5,12 +5,13 @@ use std::os::fd::BorrowedFd;
 
 use transfer_proto::desc::DescList;
 use transfer_proto::id::XferId;
-use transfer_proto::proto::data::{DataHeader, HEADER_BYTES};
+use transfer_proto::proto::data::{DataHeader, DataKind, HEADER_BYTES, Status};
 use transfer_sys::process::RANGES_MAX;
-use transfer_sys::{OsResult, RawRange, socket};
+use transfer_sys::{OsResult, RawRange, copy, socket};
 
+use super::serve::Promise;
 use crate::backend::shm::advance;
-use crate::mem::{Pass, RegionCore};
+use crate::mem::Lane;
 use crate::xfer::XferRef;
 
 /// Bytes of one call. What the kernel takes of them is in its buffers; the rest is gathered anew.
@@ -28,8 +29,8 @@ pub(super) enum Keeper {
     None,
     /// A transfer of this agent, whose task holds the passes.
     Own { _core: XferRef },
-    /// A peer reads our regions.
-    Served { _pass: Pass<RegionCore> },
+    /// A peer reads our regions, as far as it was promised.
+    Served(Promise),
 }
 
 /// A header with its descriptors, and the payload behind it.
@@ -44,6 +45,48 @@ struct OutFrame {
     keeper: Keeper,
     /// Which slice of ours it carries or asks for.
     slice: Option<(XferId, u32)>,
+    /// What follows it, and nothing else before that: how its payload stands.
+    verdict: Option<DataHeader>,
+}
+
+/// What is sent in place of memory that was revoked when the header had announced it already.
+static BLANK: [u8; 64 << 10] = [0; 64 << 10];
+
+impl OutFrame {
+    /// For one call: see [`Promise::enter`].
+    fn enter(&self) -> Option<Lane<'_>> {
+        if let Keeper::Served(promise) = &self.keeper { promise.enter() } else { None }
+    }
+
+    /// See [`Promise::broken`].
+    fn broken(&self) -> Option<u32> {
+        if let Keeper::Served(promise) = &self.keeper { promise.broken() } else { None }
+    }
+
+    /// Lets go of memory that was revoked: a frame that was not begun becomes a refusal, the rest of one that was
+    /// becomes zeros, and its verdict says so.
+    fn blank(&mut self, span: u32) {
+        self.keeper = Keeper::None;
+        let Some(verdict) = &mut self.verdict else { return };
+        (verdict.status, verdict.span) = (Status::Stale, span);
+        if !self.started {
+            let mut refusal = *verdict;
+            refusal.kind = DataKind::ReadReply;
+            self.head[..HEADER_BYTES].copy_from_slice(&refusal.encode());
+            self.ranges.truncate(1);
+            self.verdict = None;
+            return;
+        }
+        // The head is the first range, and lies in the frame.
+        let from = self.at.max(1);
+        let mut left: usize = self.ranges[from..].iter().map(RawRange::len).sum();
+        self.ranges.truncate(from);
+        while left > 0 {
+            let len = left.min(BLANK.len());
+            self.ranges.push(RawRange::new(BLANK.as_ptr().cast_mut(), len));
+            left -= len;
+        }
+    }
 }
 
 /// A frame that is being put together.
@@ -95,7 +138,36 @@ impl SendQueue {
         ranges[0] = RawRange::new(head.as_mut_ptr(), head.len());
         let slice = is_request.then_some((header.xfer, header.slice));
         self.answers += usize::from(slice.is_none());
-        self.frames.push_back(OutFrame { ranges, at: 0, started: false, head, keeper, slice });
+        let verdict = (header.status == Status::Pending).then(|| {
+            let mut verdict = DataHeader::new(DataKind::Verdict, header.xfer, header.slice);
+            verdict.status = Status::Ok;
+            verdict
+        });
+        self.frames.push_back(OutFrame { ranges, at: 0, started: false, head, keeper, slice, verdict });
+    }
+
+    /// Appends a header and a copy of its short payload. The caller may touch the ranges now.
+    pub(super) fn answer_with(&mut self, mut header: DataHeader, payload: &[RawRange]) {
+        let mut draft = self.draft();
+        for range in payload {
+            let start = draft.head.len();
+            draft.head.resize(start + range.len(), 0);
+            #[allow(unsafe_code, reason = "copies registered memory")]
+            // SAFETY: I1 and I7. The caller holds the promise, and a lane.
+            unsafe {
+                copy::copy_out(&mut draft.head[start..], *range);
+            }
+        }
+        header.payload_len = (draft.head.len() - HEADER_BYTES) as u64;
+        draft.head[..HEADER_BYTES].copy_from_slice(&header.encode());
+        self.push_whole(draft);
+    }
+
+    fn push_whole(&mut self, Draft { mut head, mut ranges }: Draft) {
+        ranges[0] = RawRange::new(head.as_mut_ptr(), head.len());
+        self.answers += 1;
+        let (keeper, slice, verdict) = (Keeper::None, None, None);
+        self.frames.push_back(OutFrame { ranges, at: 0, started: false, head, keeper, slice, verdict });
     }
 
     /// Appends a header that nothing follows.
@@ -117,10 +189,8 @@ impl SendQueue {
     pub(super) fn flush(&mut self, socket: BorrowedFd<'_>) -> OsResult<usize> {
         let mut turn = 0;
         while !self.frames.is_empty() && turn < TURN_BYTES {
-            let asked = self.gather();
-            #[allow(unsafe_code, reason = "sends registered memory as it is")]
-            // SAFETY: I1. Heads live in their frames; payloads are kept by each frame's keeper.
-            let sent = match unsafe { socket::write_ranges(socket, &self.scratch) } {
+            let Some((asked, sent)) = self.send(socket) else { continue };
+            let sent = match sent {
                 Ok(sent) => sent,
                 Err(error) if error.would_block() => break,
                 Err(error) => return Err(error),
@@ -134,20 +204,25 @@ impl SendQueue {
         Ok(turn)
     }
 
-    /// Collects the ranges of one call; says how many bytes they have.
-    fn gather(&mut self) -> usize {
-        self.scratch.clear();
-        let mut bytes = 0;
-        let waiting = self.frames.iter().flat_map(|frame| frame.ranges[frame.at..].iter());
-        for range in waiting.take(RANGES_MAX) {
-            let part = range.sub(0, range.len().min(SEND_BYTES - bytes)).unwrap_or(*range);
-            self.scratch.push(part);
-            bytes += part.len();
-            if bytes == SEND_BYTES {
-                break;
-            }
+    /// One call: how many bytes it was given, and how many it took. `None` where what it was to send had been revoked;
+    /// that is blanked then.
+    fn send(&mut self, socket: BorrowedFd<'_>) -> Option<(usize, OsResult<usize>)> {
+        let judged = self.frames.iter().position(|frame| frame.verdict.is_some());
+        let lane = judged.and_then(|at| self.frames[at].enter());
+        if let Some((at, span)) = judged.and_then(|at| Some((at, self.frames[at].broken()?))) {
+            drop(lane);
+            self.frames[at].blank(span);
+            return None;
         }
-        bytes
+        // Nothing goes between a payload and its verdict.
+        let count = judged.map_or(self.frames.len(), |at| at + 1);
+        let asked = gather(self.frames.iter().take(count), &mut self.scratch);
+        #[allow(unsafe_code, reason = "sends registered memory as it is")]
+        // SAFETY: I1 and I7. Heads live in their frames; payloads are kept by each frame's keeper, and those of our
+        // regions are not revoked before the lane is left.
+        let sent = unsafe { socket::write_ranges(socket, &self.scratch) };
+        drop(lane);
+        Some((asked, sent))
     }
 
     fn sent(&mut self, mut count: usize) {
@@ -166,6 +241,10 @@ impl SendQueue {
             if let Some(frame) = self.frames.pop_front() {
                 self.answers -= usize::from(frame.slice.is_none());
                 self.keep(Draft { head: frame.head, ranges: frame.ranges });
+                if let Some(verdict) = frame.verdict {
+                    self.answer(verdict);
+                    self.frames.rotate_right(1);
+                }
             }
         }
     }
@@ -193,4 +272,19 @@ impl SendQueue {
             _ => true,
         });
     }
+}
+
+/// Collects the ranges of one call; says how many bytes they have.
+fn gather<'a>(frames: impl Iterator<Item = &'a OutFrame>, scratch: &mut Vec<RawRange>) -> usize {
+    scratch.clear();
+    let mut bytes = 0;
+    for range in frames.flat_map(|frame| frame.ranges[frame.at..].iter()).take(RANGES_MAX) {
+        let part = range.sub(0, range.len().min(SEND_BYTES - bytes)).unwrap_or(*range);
+        scratch.push(part);
+        bytes += part.len();
+        if bytes == SEND_BYTES {
+            break;
+        }
+    }
+    bytes
 }

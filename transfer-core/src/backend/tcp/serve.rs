@@ -3,33 +3,66 @@
 use std::sync::Arc;
 
 use transfer_proto::desc::{Desc, DescList};
+use transfer_proto::id::RegionId;
 use transfer_proto::proto::data::Status;
 use transfer_proto::proto::metadata::Access;
 use transfer_proto::proto::serve::{self, Refusal};
 use transfer_sys::RawRange;
 
-use crate::mem::{Pass, RegionCore, RegionTable};
+use crate::mem::{Lane, RegionCore, RegionTable};
 
-/// Ranges of our regions, and the right to keep them in place.
+/// Ranges of our regions, and what a peer was promised there.
 #[derive(Debug)]
 pub(super) struct Served {
     pub(super) ranges: Vec<RawRange>,
     pub(super) bytes: u64,
-    pub(super) pass: Pass<RegionCore>,
+    pub(super) promise: Promise,
+}
+
+/// What a peer was promised of our regions. It keeps their memory, but not the right to touch it: that is looked at
+/// inside a lane before each step, so that whoever revokes waits for a step and never for a slow peer.
+#[derive(Debug)]
+pub(super) struct Promise {
+    list: DescList,
+    regions: Vec<Arc<RegionCore>>,
+}
+
+impl Promise {
+    /// Takes a lane of this agent, for one step that does not block.
+    pub(super) fn enter(&self) -> Option<Lane<'_>> {
+        self.regions.first().map(|region| region.enter())
+    }
+
+    /// The first span that was revoked since. To be asked inside a lane; where it is `None`, the memory stays what it is
+    /// until the lane is left.
+    pub(super) fn broken(&self) -> Option<u32> {
+        let revoked = |index: &u64| {
+            let Some(span) = self.list.span(*index) else { return true };
+            let desc = &self.list.descs()[span.desc as usize];
+            let region = find(&self.regions, desc.region());
+            region.is_none_or(|region| !region.admits(desc.generation(), span.offset, span.len))
+        };
+        (0..self.list.count()).find(revoked).map(|index| u32::try_from(index).unwrap_or(u32::MAX))
+    }
+}
+
+/// A region among some that are sorted by name.
+fn find(regions: &[Arc<RegionCore>], id: RegionId) -> Option<&Arc<RegionCore>> {
+    regions.binary_search_by_key(&id, |region| region.id).ok().map(|at| &regions[at])
 }
 
 /// Checks every span of a peer's list. `wanted` is the payload that came with it; `ranges` is empty memory for the
 /// answer. Cost: linear in spans and descriptors, but for a search in the regions that these name.
 pub(super) fn resolve(
-    list: &DescList,
+    list: DescList,
     regions: &RegionTable,
     wanted: Option<u64>,
     mut ranges: Vec<RawRange>,
 ) -> Result<Served, Refusal> {
-    let found = distinct(list, regions);
-    let region_of = |id| found.binary_search_by_key(&id, |region| region.id).ok().map(|at| &found[at]);
+    let found = distinct(&list, regions);
+    let region_of = |id| find(&found, id);
     // Regions that are gone by now are missed here.
-    let bytes = serve::check(list, wanted, |id| region_of(id).map(|region| region.range().len() as u64))?;
+    let bytes = serve::check(&list, wanted, |id| region_of(id).map(|region| region.range().len() as u64))?;
     if wanted.is_some() && found.iter().any(|region| region.access != Access::ReadWrite) {
         return Err(Refusal::new(Status::ReadOnly, 0));
     }
@@ -46,23 +79,24 @@ pub(super) fn resolve(
             ranges.push(region.range().sub(offset, len).ok_or_else(refusal)?);
         }
     }
-    let pass = Pass::enter(&found).map_err(|_| Refusal::new(Status::BadSpan, 0))?;
-    Ok(Served { ranges, bytes, pass })
+    if found.iter().any(|region| region.gate().is_closed()) {
+        return Err(Refusal::new(Status::BadSpan, 0));
+    }
+    Ok(Served { ranges, bytes, promise: Promise { list, regions: found } })
 }
 
 /// The regions that a list names, as far as they exist, each once, by name.
 fn distinct(list: &DescList, regions: &RegionTable) -> Vec<Arc<RegionCore>> {
-    let mut ids: Vec<_> = list.descs().iter().map(Desc::region).collect();
-    ids.dedup();
-    ids.sort_unstable();
-    ids.dedup();
-    ids.into_iter().filter_map(|id| regions.find(id)).collect()
+    let mut last = None;
+    let ids = list.descs().iter().map(Desc::region).filter(|id| last.replace(*id) != Some(*id));
+    let mut found: Vec<_> = ids.filter_map(|id| regions.find(id)).collect();
+    found.sort_unstable_by_key(|region| region.id);
+    found.dedup_by_key(|region| region.id);
+    found
 }
 
 #[cfg(test)]
 mod tests {
-    use transfer_proto::id::RegionId;
-
     use super::*;
     use crate::mem::{Ledger, RegionOptions, adopt, alloc};
 
@@ -73,7 +107,7 @@ mod tests {
         let region = table.insert(adopt(vec![0; 100], &options, &ledger).unwrap()).unwrap();
         let id = region.id;
         let status = |desc: Desc, wanted| {
-            let served = resolve(&DescList::from(desc), &table, wanted, Vec::new());
+            let served = resolve(DescList::from(desc), &table, wanted, Vec::new());
             served.map(|served| served.bytes).map_err(|refusal| refusal.status)
         };
         assert_eq!(status(Desc::strided(id, 0, 10, 20, 5), Some(50)), Ok(50));
@@ -94,10 +128,20 @@ mod tests {
         region.raise(20, 1);
         let strided = Desc::strided(id, 0, 1, 10, 5).at_generation(granted);
         assert_eq!(
-            resolve(&strided.into(), &table, None, Vec::new()).unwrap_err(),
+            resolve(strided.into(), &table, None, Vec::new()).unwrap_err(),
             Refusal::new(Status::Stale, 2)
         );
         assert_eq!(status(Desc::contiguous(id, 30, 70).at_generation(granted), None), Ok(70));
+        let promise = resolve(
+            Desc::strided(id, 0, 1, 10, 5).at_generation(region.generation()).into(),
+            &table,
+            None,
+            Vec::new(),
+        );
+        let promise = promise.unwrap().promise;
+        assert_eq!(promise.broken(), None);
+        region.raise(40, 1);
+        assert_eq!(promise.broken(), Some(4));
         region.gate().close();
         assert_eq!(status(Desc::contiguous(id, 0, 1), None), Err(Status::BadSpan));
     }
@@ -108,7 +152,7 @@ mod tests {
         let region = |i| adopt(vec![i; 8], &RegionOptions::new("r"), &ledger).unwrap();
         let all: Vec<_> = (0..40_u8).map(|i| table.insert(region(i)).unwrap()).collect();
         let spans = all.iter().rev().chain(&all).map(|region| Desc::contiguous(region.id, 2, 4));
-        let served = resolve(&spans.collect(), &table, None, Vec::new()).unwrap();
+        let served = resolve(spans.collect(), &table, None, Vec::new()).unwrap();
         let starts: Vec<_> = served.ranges.iter().map(|range| range.addr()).collect();
         let wanted = all.iter().rev().chain(&all).map(|region| region.range().addr().wrapping_add(2));
         assert_eq!(starts, wanted.collect::<Vec<_>>());
