@@ -1,4 +1,5 @@
-//! In steady state a transfer allocates nothing, in any thread of either side.
+//! In steady state a transfer within the host allocates nothing, in any thread of either side; one over sockets a bounded
+//! number of times for each slice.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -96,7 +97,7 @@ fn run(request: Request, block: bool) {
 }
 
 #[test]
-fn a_transfer_allocates_nothing() {
+fn a_transfer_within_the_host_allocates_nothing() {
     for path in Path::ALL {
         let case = case(path);
         let indices: Vec<u32> = (0..50).collect();
@@ -117,8 +118,9 @@ fn a_transfer_allocates_nothing() {
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             (0..100).for_each(|round| run(request(), round % 2 == 0));
             let counted = ALLOCATIONS.load(Ordering::Relaxed) - before;
-            // Descriptor lists on the wire still take some.
-            let most = if path == Path::Tcp { 100 * 60 } else { 0 };
+            // Over sockets the descriptor lists of slices still do, as they are written and read: some for each slice.
+            let slices = 6;
+            let most = if path == Path::Tcp { 100 * slices * 20 } else { 0 };
             assert!(counted <= most, "{path} {name}: {counted} allocations in 100 transfers");
         }
         assert_ne!(bytes_of(&case.mine), vec![0; PAGES * PAGE]);
