@@ -44,8 +44,17 @@ pub(super) struct FreshConn {
     /// A descriptor that came along, over a Unix socket.
     file: Option<OwnedFd>,
     want: usize,
-    /// The peer that it says it comes from, and under which name.
-    session: Option<(Incarnation, RailId)>,
+    /// Whose it says it is.
+    session: Option<Session>,
+}
+
+/// The control connection that another one belongs to, and the name of that other one.
+#[derive(Clone, Copy)]
+struct Session {
+    peer: Incarnation,
+    /// What tells it from others with the same peer.
+    word: u64,
+    rail: RailId,
 }
 
 enum Stage {
@@ -203,7 +212,7 @@ impl Driver {
         if let Step::Find(hello) = step {
             let session = self.session(hello.incarnation);
             let Some(conn) = self.fresh(token) else { return };
-            conn.session = session.map(|(peer, _)| (peer, hello.rail));
+            conn.session = session.map(|(peer, word)| Session { peer, word, rail: hello.rail });
             let Stage::Handshake(handshake) = &mut conn.stage else { return };
             step = handshake.found(session.map(|(_, word)| word));
         }
@@ -225,6 +234,12 @@ impl Driver {
         }
     }
 
+    /// Whether a session has not given way to another one meanwhile, since two agents may connect to each other at
+    /// once: what belongs to the one must not come to the other, with which it would end.
+    fn stands(&self, session: &Session) -> bool {
+        self.session_word(session.peer) == Some(session.word)
+    }
+
     /// The handshake is over, but for its last bytes, which go out once the connection has its place.
     fn established(&mut self, token: u64, kind: Kind, last: &[u8], records: Option<Records>) {
         let Some(conn) = self.fresh(token) else { return };
@@ -243,18 +258,23 @@ impl Driver {
                     self.met(token, Wire::new(stream, records), source);
                 }
             }
-            (Kind::Data, Some((peer, rail)), Stream::Tcp(stream)) => {
-                if let Err(error) = self.welcome_data(token, stream, last, (peer, rail)) {
+            (Kind::Data, Some(session), Stream::Tcp(stream)) if self.stands(&session) => {
+                let place = (session.peer, session.rail);
+                if let Err(error) = self.welcome_data(token, stream, last, place) {
                     self.refused(&source, &error);
                 }
             }
-            _ => self.refused(&source, &"it came over the wrong kind of socket"),
+            _ => self.refused(&source, &"it came too late, or over the wrong kind of socket"),
         }
     }
 
     fn introduced(&mut self, token: u64, bytes: &[u8]) {
         let Some(conn) = self.take_fresh(token) else { return };
-        let (Stream::Local(stream), Some((peer, _))) = (conn.stream, conn.session) else { return };
+        let (Stream::Local(stream), Some(session)) = (conn.stream, conn.session) else { return };
+        if !self.stands(&session) {
+            return self.refused(&conn.source, &"it came too late");
+        }
+        let peer = session.peer;
         let message = bytes.try_into().ok().map(LocalMessage::decode);
         let Some(Ok(LocalMessage::Hello { probe, incarnation })) = message else {
             return self.refused(&conn.source, &"it does not introduce itself");

@@ -168,6 +168,11 @@ impl Driver {
         self.peers.get(&key).map(|entry| (key, entry.secret))
     }
 
+    /// The word of the session that stands with a peer.
+    pub(super) fn session_word(&self, peer: Incarnation) -> Option<u64> {
+        self.peers.get(&peer).map(|entry| entry.secret)
+    }
+
     pub(super) fn handle_control(&mut self, token: u64, ready: Ready) {
         let now = self.shared.clock.now();
         if ready.readable && !self.paused {
