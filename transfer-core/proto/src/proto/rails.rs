@@ -294,7 +294,8 @@ impl Rails {
         }
         let failures = known.map_or(0, |known| known.failures + u32::from(known.stands()));
         let doubled = |after: Duration| now + after * (1 << failures.saturating_sub(1).min(DOUBLINGS_MAX));
-        let reopen = self.config.reopen_after.map(doubled);
+        // After the last generation there is no next one to wait for.
+        let reopen = self.config.reopen_after.filter(|_| id.generation() < u32::MAX).map(doubled);
         self.put(Rail { failures, ..Rail::new(id, State::Closed { reopen }, now) });
         self.events.push_back(RailEvent::Closed(id));
         self.note_alone(now);
@@ -490,6 +491,16 @@ mod tests {
         r.handle_closed(id(1), at(5)).unwrap();
         let all = [RailEvent::Close(id(1)), RailEvent::Tell(id(1)), RailEvent::Closed(id(1))];
         assert_eq!((events(&mut r), r.choose(1, at(5))), (all.to_vec(), None));
+    }
+
+    #[test]
+    fn a_peer_that_names_the_last_generation_costs_no_time() {
+        let mut r = rails(1);
+        let last = RailId::new(1, u32::MAX);
+        r.handle_closed(last, at(0)).unwrap();
+        r.handle_timeout(at(1000));
+        assert_eq!(events(&mut r), [RailEvent::Tell(last), RailEvent::Closed(last)]);
+        assert_eq!(r.poll_timeout(), None, "it would be due for ever");
     }
 
     #[test]

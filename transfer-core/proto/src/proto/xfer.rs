@@ -314,8 +314,10 @@ impl Xfer {
             }
             Err(SliceError::RailLost) => self.rail_lost(at, rail),
             Err(SliceError::Abandoned) => {
-                self.stop(Stop::Told(Outcome::Cancelled));
+                // Told even of the last one, since its bytes are not in place.
                 self.flights.swap_remove(at);
+                self.stop.get_or_insert(Stop::Told(Outcome::Cancelled));
+                self.drop_unwanted();
             }
             Ok(_) | Err(_) => {
                 let error = result.err().unwrap_or(SliceError::WrongReply);
@@ -557,6 +559,26 @@ mod tests {
         x.handle_completion(2, None, Ok(10));
         x.handle_completion(2, None, Ok(10));
         assert_eq!(outcome(&mut x, &list), Some(Outcome::Done { bytes: 20 }));
+    }
+
+    #[test]
+    fn a_slice_that_was_called_back_ends_it_beside_one_that_waits_to_go_again() {
+        let (mut x, list) = (xfer(4), list(100));
+        assert_eq!(post(&mut x, &list).len(), 4);
+        x.handle_completion(0, None, LOST);
+        x.handle_completion(1, None, Err(SliceError::Abandoned));
+        assert_eq!((x.in_flight(), outcome(&mut x, &list)), (2, None));
+        x.handle_completion(2, None, Ok(10));
+        x.handle_completion(3, None, Err(SliceError::Abandoned));
+        assert_eq!(outcome(&mut x, &list), Some(Outcome::Cancelled));
+    }
+
+    #[test]
+    fn the_last_slice_called_back_is_not_in_place() {
+        let (mut x, list) = (xfer(2), list(10));
+        assert_eq!(post(&mut x, &list).len(), 1);
+        x.handle_completion(0, None, Err(SliceError::Abandoned));
+        assert_eq!(outcome(&mut x, &list), Some(Outcome::Cancelled));
     }
 
     #[test]
