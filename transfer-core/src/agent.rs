@@ -96,7 +96,7 @@ impl Agent {
         if !local_name.is_empty() {
             addresses.push(Address::Local { name: local_name.clone() });
         }
-        let ledger = Arc::new(Ledger::create(&config.name)?);
+        let ledger = Arc::new(Ledger::with_room(&config.name, config.blocks_max)?);
         let (commands, receiver) = crossbeam_channel::unbounded();
         let signal = Arc::new(Signal::default());
         let shared = Arc::new(Shared {

@@ -62,6 +62,10 @@ pub struct Config {
     /// [`Xfer::poll`](crate::Xfer::poll) drives it too. It saves the wake-up of a thread for each message, some
     /// microseconds, at the price of a core. Default zero: nobody ever spins. At most 1 s.
     pub busy_poll: Duration,
+    /// Blocks that all regions of the agent together may have: see [`crate::RegionOptions::block_bytes`]. Default 2^24, which
+    /// is the most. Their generations stand in a file of 8 bytes for each, in memory, whose pages cost nothing before
+    /// they are used; it counts against `RLIMIT_FSIZE` (getrlimit(2)) and address space.
+    pub blocks_max: usize,
     /// Events that may wait for the application. When it is full, peers are not read from until some are taken,
     /// so nothing is lost. Default 65536.
     pub events_max: usize,
@@ -91,6 +95,7 @@ impl Config {
             connect_timeout: Duration::from_secs(5),
             peer_timeout: Duration::from_secs(1),
             busy_poll: Duration::ZERO,
+            blocks_max: 1 << 24,
             events_max: 1 << 16,
             unsent_bytes_max: 4 << 20,
         }
@@ -122,11 +127,12 @@ impl Config {
             );
             return invalid("tcp_listen", problem);
         }
-        let ranges: [(&'static str, u64, u64, u64); 9] = [
+        let ranges: [(&'static str, u64, u64, u64); 10] = [
             ("tcp_streams", self.tcp_streams as u64, 1, 64),
             ("copy_threads", self.copy_threads.unwrap_or(1) as u64, 1, 64),
             ("slice_bytes_max", self.slice_bytes_max, 4096, 64 << 20),
             ("slices_in_flight_max", u64::from(self.slices_in_flight_max), 1, 1024),
+            ("blocks_max", self.blocks_max as u64, 1, 1 << 24),
             ("events_max", self.events_max as u64, 1, 1 << 24),
             ("unsent_bytes_max", self.unsent_bytes_max as u64, 1 << 16, 1 << 30),
             ("peer_timeout", millis(self.peer_timeout), 50, 3_600_000),

@@ -61,12 +61,13 @@ pub struct PeerWords {
 }
 
 impl PeerWords {
-    /// Maps `count` words of a file that came from a peer.
+    /// Maps the words of a file that came from a peer, at most so many.
     ///
     /// # Errors
     /// As [`Mapping::read_only`].
-    pub fn map(file: &OwnedFd, count: usize) -> OsResult<Self> {
-        Ok(Self { mapping: Mapping::read_only(file, count.saturating_mul(WORD))? })
+    pub fn map(file: &OwnedFd, most: usize) -> OsResult<Self> {
+        let len = Mapping::len_of(file)?.min(most.saturating_mul(WORD));
+        Ok(Self { mapping: Mapping::read_only(file, len)? })
     }
 
     /// What stands in a word, loaded relaxed.
@@ -96,7 +97,12 @@ mod tests {
         own.get(999).unwrap().store(7, Ordering::Relaxed);
         assert_eq!((peer.load(999), peer.load(0)), (Some(7), Some(0)));
         assert!(own.get(1000).is_none() && peer.load(1000).is_none() && peer.load(usize::MAX).is_none());
-        assert!(PeerWords::map(own.file(), 1001).is_err());
+        let (all, few) =
+            (PeerWords::map(own.file(), usize::MAX).unwrap(), PeerWords::map(own.file(), 10).unwrap());
+        assert_eq!(
+            (all.load(999), all.load(1000), few.load(9), few.load(10)),
+            (Some(7), None, Some(0), None)
+        );
         assert!(Mapping::of(own.file(), 8000).is_err());
     }
 }

@@ -46,17 +46,30 @@ pub(crate) struct Ledger {
     /// The highest generation that was given out.
     latest: AtomicU64,
     blocks: Mutex<Arena>,
+    room: usize,
 }
 
 impl Ledger {
+    /// With room for as many blocks as there may be.
+    ///
     /// # Errors
     /// [`Error::Os`].
+    #[cfg(test)]
     pub(crate) fn create(agent: &str) -> Result<Self> {
-        let words = OwnWords::create(&format!("{agent}-ledger"), WORDS)?;
+        Self::with_room(agent, BLOCKS_MAX)
+    }
+
+    /// With room for so many blocks, at most as many as there may be.
+    ///
+    /// # Errors
+    /// [`Error::Os`].
+    pub(crate) fn with_room(agent: &str, blocks: usize) -> Result<Self> {
+        let blocks = blocks.min(BLOCKS_MAX);
+        let words = OwnWords::create(&format!("{agent}-ledger"), FIRST + blocks)?;
         words.populate(0, FIRST)?;
         // Those beyond do not exist.
         let (taken, latest) = (AtomicU64::new(u64::MAX << LANES), AtomicU64::new(0));
-        Ok(Self { words, taken, latest, blocks: Mutex::new(Arena::new(BLOCKS_MAX)) })
+        Ok(Self { words, taken, latest, blocks: Mutex::new(Arena::new(blocks)), room: blocks })
     }
 
     pub(crate) fn file(&self) -> &OwnedFd {
@@ -77,7 +90,7 @@ impl Ledger {
     pub(crate) fn register(&self, len: u64, block_bytes: u64) -> Result<Generations> {
         let wanted = len.div_ceil(block_bytes.max(1)).max(1);
         let too_many = || {
-            let (what, max) = ("blocks of the regions of an agent", BLOCKS_MAX as u64);
+            let (what, max) = ("blocks of the regions of an agent (Config::blocks_max)", self.room as u64);
             Error::TooLarge { what, value: wanted, max }
         };
         let count = usize::try_from(wanted).map_err(|_| too_many())?;

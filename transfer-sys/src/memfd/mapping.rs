@@ -45,6 +45,14 @@ impl Mapping {
         Self::map(file, len, false, "peer's memory")
     }
 
+    /// How many bytes a file that came from elsewhere holds.
+    ///
+    /// # Errors
+    /// [`OsError`] of fstat.
+    pub fn len_of(file: &OwnedFd) -> OsResult<usize> {
+        Ok(stat(file)?.size)
+    }
+
     /// The mapping of the file's maker, which has yet to seal it.
     pub(super) fn own(file: &OwnedFd, len: usize, what: &str) -> OsResult<Self> {
         Self::map(file, len, true, what)

@@ -36,6 +36,8 @@ impl Link {
     /// Connects and reads the hello.
     pub(super) fn connect(address: &Address, options: &PullOptions) -> Result<Self, SourceError> {
         let mut config = Config::new(super::unique_name("pull"));
+        // Its regions have one block each.
+        config.blocks_max = 1 << 16;
         config.tcp_listen = None;
         config.key.clone_from(&options.key);
         config.insecure_remote_without_key = options.insecure_remote_without_key;

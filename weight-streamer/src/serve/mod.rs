@@ -206,6 +206,8 @@ impl Drop for Server {
 
 fn agent_config(options: &ServeOptions, encoded: &[u8], root: Hash) -> Config {
     let mut config = Config::new(crate::pull::unique_name("weights"));
+    // Its regions have one block each.
+    config.blocks_max = 1 << 16;
     config.tcp_listen = Some(options.listen);
     config.key.clone_from(&options.key);
     config.insecure_remote_without_key = options.insecure_remote_without_key;
