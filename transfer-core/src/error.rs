@@ -203,7 +203,7 @@ pub enum Error {
     RegionBusy {
         /// Which region.
         region: RegionId,
-        /// Which peers, or `this agent`.
+        /// Who is inside: a peer with its process, `this agent`, or `a transfer`.
         peer: String,
         /// How long was waited.
         waited: Duration,

@@ -293,6 +293,9 @@ impl Driver {
     ) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let Some(entry) = self.peers.get_mut(&peer) else { return Ok(()) };
+        if incarnation != entry.core.incarnation {
+            return Err(OsError::new("recvmsg", "the greeting names another agent", EPROTO).into());
+        }
         let Some(file) = file else {
             return Err(OsError::new("recvmsg", "no ledger came with the greeting", EPROTO).into());
         };

@@ -44,10 +44,14 @@ impl Guests {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in a peer, before it is told of any memory. Those that are gone by now are dropped.
+    /// Takes in a peer, before it is told of any memory. Those that are gone by now are dropped, and so is what the same
+    /// agent was taken in as before; not what another process was that claims to be it.
     pub(crate) fn add(&self, guest: Arc<Guest>) {
+        let same = |other: &Guest| {
+            (other.incarnation, other.process.pid()) == (guest.incarnation, guest.process.pid())
+        };
         let mut list = self.list();
-        list.retain(|other| other.incarnation != guest.incarnation && !other.is_gone());
+        list.retain(|other| !same(other) && !other.is_gone());
         list.push(guest);
     }
 
@@ -147,6 +151,22 @@ mod tests {
         child.wait().unwrap();
         assert!(inside.left());
         drop(lane);
+    }
+
+    #[test]
+    fn nobody_is_forgotten_for_one_who_takes_its_name() {
+        let (theirs, liars) = (Ledger::create("theirs").unwrap(), Ledger::create("liars").unwrap());
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let guests = Guests::new(Arc::new(Ledger::create("own").unwrap()));
+        guests.add(guest(&theirs, std::process::id()));
+        guests.add(guest(&liars, child.id()));
+        let lane = theirs.enter();
+        let mut inside = guests.inside();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!inside.left());
+        drop(lane);
+        assert!(inside.left());
     }
 
     #[test]
