@@ -43,6 +43,12 @@ impl OsError {
         self.errno == libc::EAGAIN
     }
 
+    /// A signal came first; nothing was done.
+    #[must_use]
+    pub fn interrupted(&self) -> bool {
+        self.errno == libc::EINTR
+    }
+
     /// The process named by the call does not exist (any more).
     #[must_use]
     pub fn no_such_process(&self) -> bool {

@@ -12,9 +12,10 @@ use transfer_proto::proto::xfer::SliceError;
 use transfer_sys::process::RANGES_MAX;
 use transfer_sys::{OsError, RawRange, socket};
 
-use super::intake::{Came, Intake, Target};
+use super::intake::{Intake, Target};
 use super::send::{Keeper, SendQueue};
 use super::serve::{self, Promise, Served};
+use super::wire::{Came, Wire};
 use crate::backend::{Completion, Slice};
 use crate::mem::{Lane, RegionTable};
 use crate::xfer::{Op, XferRef};
@@ -103,8 +104,8 @@ struct Unjudged {
 pub(super) struct Conn {
     pub(super) peer: Incarnation,
     pub(super) rail: RailId,
-    stream: TcpStream,
-    pub(super) out: SendQueue,
+    wire: Wire,
+    out: SendQueue,
     intake: Intake,
     inbound: Inbound,
     unjudged: Option<Unjudged>,
@@ -121,11 +122,11 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    pub(super) fn new(stream: TcpStream, peer: Incarnation, rail: RailId) -> Self {
+    pub(super) fn new(wire: Wire, peer: Incarnation, rail: RailId) -> Self {
         Self {
             peer,
             rail,
-            stream,
+            wire,
             out: SendQueue::default(),
             intake: Intake::new(),
             inbound: Inbound::Head,
@@ -140,7 +141,12 @@ impl Conn {
     }
 
     pub(super) fn stream(&self) -> &TcpStream {
-        &self.stream
+        self.wire.stream()
+    }
+
+    /// Whether something waits for the socket to take more.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.out.is_empty() || self.wire.has_unsent()
     }
 
     /// Whether enough waits to be sent that no more requests should be taken in.
@@ -187,7 +193,7 @@ impl Conn {
     }
 
     pub(super) fn flush(&mut self) -> Result<usize, ConnError> {
-        self.out.flush(self.stream.as_fd()).map_err(ConnError::Os)
+        self.out.flush(&mut self.wire).map_err(ConnError::Os)
     }
 
     /// Takes in what has come, up to a turn's worth; says how many bytes that were.
@@ -205,7 +211,7 @@ impl Conn {
             if self.step(regions, done)? {
                 continue;
             }
-            if drained || turn >= TURN_BYTES {
+            if drained || (turn >= TURN_BYTES && !self.wire.is_holding()) {
                 break;
             }
             let came = self.read()?;
@@ -262,7 +268,7 @@ impl Conn {
     fn read(&mut self) -> Result<Came, ConnError> {
         match &mut self.inbound {
             Inbound::Head => match self.intake.head()? {
-                Head::Missing(missing) => self.intake.read_head(&self.stream, missing),
+                Head::Missing(missing) => self.intake.read_head(&mut self.wire, missing),
                 Head::Whole { .. } => Ok(Came { bytes: 0, drained: false }),
             },
             Inbound::Land { target, landing } => {
@@ -271,9 +277,9 @@ impl Conn {
                     // The next step turns it away.
                     return Ok(Came { bytes: 0, drained: false });
                 }
-                self.intake.land(&self.stream, target)
+                self.intake.land(&mut self.wire, target)
             }
-            Inbound::Sink { left, .. } => self.intake.sink(&self.stream, *left),
+            Inbound::Sink { left, .. } => self.intake.sink(&mut self.wire, *left),
         }
     }
 
@@ -284,10 +290,11 @@ impl Conn {
             Inbound::Land { target, .. } => target.left,
             Inbound::Sink { left, .. } => *left,
         };
-        let wanted = u32::try_from(left).unwrap_or(u32::MAX).min(LOW_WATER_BYTES);
+        let due = self.wire.due(left);
+        let wanted = u32::try_from(due).unwrap_or(u32::MAX).min(LOW_WATER_BYTES);
         let wanted = if wanted < LOW_WATER_MIN { 1 } else { wanted };
         if wanted != self.low_water {
-            socket::set_low_water(self.stream.as_fd(), wanted).map_err(ConnError::Os)?;
+            socket::set_low_water(self.wire.stream().as_fd(), wanted).map_err(ConnError::Os)?;
             self.low_water = wanted;
         }
         Ok(())

@@ -4,17 +4,15 @@
 //! behind it come with one call, so no payload goes through the buffer. Between short messages a few KiB are asked
 //! for at once, so that a small slice comes whole with one call.
 
-use std::io::{ErrorKind, Read};
-use std::net::TcpStream;
 use std::ops::Range;
-use std::os::fd::AsFd;
 
 use transfer_proto::codec::DecodeError;
 use transfer_proto::proto::data::{DESCS_BYTES_MAX, HEADER_BYTES, Head};
 use transfer_sys::process::RANGES_MAX;
-use transfer_sys::{OsError, RawRange, copy, socket};
+use transfer_sys::{RawRange, copy};
 
-use super::ConnError;
+use super::conn::ConnError;
+use super::wire::{Came, Wire};
 use crate::backend::shm::advance;
 
 /// Bytes asked for at a time between short messages, and the longest payload that may go through the buffer.
@@ -23,14 +21,6 @@ const SHORT_BYTES: usize = 8 << 10;
 const BUFFER_BYTES: usize = HEADER_BYTES + DESCS_BYTES_MAX as usize;
 /// Payload bytes of one call: they take the kernel less than a millisecond.
 const READ_BYTES: usize = 2 << 20;
-
-/// What a call to the socket brought.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Came {
-    pub(super) bytes: usize,
-    /// There was less than was asked for: nothing is left there.
-    pub(super) drained: bool,
-}
 
 /// Where a payload goes, as far as it has not come.
 pub(super) struct Target {
@@ -106,20 +96,20 @@ impl Intake {
     }
 
     /// Reads what is missing of a head, and more where messages are short.
-    pub(super) fn read_head(&mut self, stream: &TcpStream, missing: usize) -> Result<Came, ConnError> {
+    pub(super) fn read_head(&mut self, wire: &mut Wire, missing: usize) -> Result<Came, ConnError> {
         if self.held.start > 0 {
             self.buffer.copy_within(self.held.clone(), 0);
             self.held = 0..self.held.len();
         }
         let wanted = if self.bulk { missing } else { missing.max(SHORT_BYTES) };
         let end = (self.held.end + wanted).min(self.buffer.len());
-        let came = read(stream, &mut self.buffer[self.held.end..end])?;
+        let came = wire.read_slice(&mut self.buffer[self.held.end..end])?;
         self.held.end += came.bytes;
         Ok(came)
     }
 
     /// Reads payload to where it belongs, and the header behind it. Nothing may be held.
-    pub(super) fn land(&mut self, stream: &TcpStream, target: &mut Target) -> Result<Came, ConnError> {
+    pub(super) fn land(&mut self, wire: &mut Wire, target: &mut Target) -> Result<Came, ConnError> {
         self.scratch.clear();
         let mut asked = 0;
         for range in target.ranges[target.at..].iter().take(RANGES_MAX - 1) {
@@ -135,32 +125,17 @@ impl Intake {
         self.scratch.push(RawRange::new(self.buffer.as_mut_ptr(), behind));
         #[allow(unsafe_code, reason = "reads into registered memory")]
         // SAFETY: I1 and I2, as above; the last range is the front of the buffer, which nobody else looks at.
-        let bytes = match unsafe { socket::read_ranges(stream.as_fd(), &self.scratch) } {
-            Ok(0) => return Err(ConnError::Closed),
-            Ok(bytes) => bytes,
-            Err(error) if error.would_block() => return Ok(Came { bytes: 0, drained: true }),
-            Err(error) => return Err(ConnError::Os(error)),
-        };
-        target.took(bytes.min(asked));
-        self.held = 0..bytes.saturating_sub(asked);
-        Ok(Came { bytes, drained: bytes < asked + behind })
+        let came = unsafe { wire.read(&self.scratch) }?;
+        target.took(came.bytes.min(asked));
+        self.held = 0..came.bytes.saturating_sub(asked);
+        Ok(came)
     }
 
     /// Reads payload that belongs nowhere. Nothing may be held.
-    pub(super) fn sink(&mut self, stream: &TcpStream, left: u64) -> Result<Came, ConnError> {
+    pub(super) fn sink(&mut self, wire: &mut Wire, left: u64) -> Result<Came, ConnError> {
         let end = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-        let came = read(stream, &mut self.buffer[..end])?;
+        let came = wire.read_slice(&mut self.buffer[..end])?;
         self.held = 0..came.bytes;
         Ok(came)
-    }
-}
-
-fn read(mut stream: &TcpStream, to: &mut [u8]) -> Result<Came, ConnError> {
-    match stream.read(to) {
-        Ok(0) => Err(ConnError::Closed),
-        Ok(bytes) => Ok(Came { bytes, drained: bytes < to.len() }),
-        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(Came { bytes: 0, drained: true }),
-        Err(e) if e.kind() == ErrorKind::Interrupted => Ok(Came { bytes: 0, drained: false }),
-        Err(e) => Err(ConnError::Os(OsError::from_io("read", "data connection", &e))),
     }
 }

@@ -11,12 +11,14 @@
 //! | [`intake`] | bytes off a socket: heads into a buffer, payload to its place |
 //! | [`send`] | frames on their way to a socket |
 //! | [`serve`] | what a peer may touch |
+//! | [`wire`] | what the bytes of a connection travel in |
 
 mod conn;
 mod intake;
 mod rails;
 mod send;
 mod serve;
+mod wire;
 
 use std::collections::HashMap;
 use std::net::TcpStream;
@@ -31,6 +33,7 @@ use transfer_sys::poll::{Epoll, Ready};
 
 use self::conn::{Conn, ConnError};
 use self::rails::PeerRails;
+use self::wire::Wire;
 use super::{Backend, Completion, Slice};
 use crate::shared::Shared;
 use crate::xfer::XferRef;
@@ -70,7 +73,7 @@ impl Tcp {
         if let Err(error) = rails.add(rail, token, self.shared.clock.now()) {
             return tracing::warn!(%peer, %error, "refused a data connection");
         }
-        self.conns.insert(token, Conn::new(stream, peer, rail));
+        self.conns.insert(token, Conn::new(Wire::Plain(stream), peer, rail));
         self.submitted.push(peer);
         self.note(peer);
     }
@@ -127,7 +130,7 @@ impl Tcp {
                 self.lose(token);
             }
             Ok(moved) => {
-                let wanted = (!conn.is_congested(), !conn.out.is_empty());
+                let wanted = (!conn.is_congested(), conn.has_unsent());
                 let watched = wanted == conn.watched || {
                     conn.watched = wanted;
                     let modified = self.epoll.modify(conn.stream().as_fd(), token, wanted.0, wanted.1);

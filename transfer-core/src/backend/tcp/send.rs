@@ -1,15 +1,15 @@
 //! Frames on their way out of a data connection.
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
 
 use transfer_proto::desc::DescList;
 use transfer_proto::id::XferId;
 use transfer_proto::proto::data::{DataHeader, DataKind, HEADER_BYTES, Status};
 use transfer_sys::process::RANGES_MAX;
-use transfer_sys::{OsResult, RawRange, copy, socket};
+use transfer_sys::{OsResult, RawRange, copy};
 
 use super::serve::Promise;
+use super::wire::Wire;
 use crate::backend::shm::advance;
 use crate::mem::Lane;
 use crate::xfer::XferRef;
@@ -185,11 +185,11 @@ impl SendQueue {
         self.frames.is_empty()
     }
 
-    /// Sends until the socket takes no more, or the others should have their turn. Returns the bytes that it took.
-    pub(super) fn flush(&mut self, socket: BorrowedFd<'_>) -> OsResult<usize> {
-        let mut turn = 0;
+    /// Sends until the wire takes no more, or the others should have their turn. Returns the bytes that moved.
+    pub(super) fn flush(&mut self, wire: &mut Wire) -> OsResult<usize> {
+        let mut turn = wire.flush()?;
         while !self.frames.is_empty() && turn < TURN_BYTES {
-            let Some((asked, sent)) = self.send(socket) else { continue };
+            let Some((asked, sent)) = self.send(wire) else { continue };
             let sent = match sent {
                 Ok(sent) => sent,
                 Err(error) if error.would_block() => break,
@@ -206,7 +206,7 @@ impl SendQueue {
 
     /// One call: how many bytes it was given, and how many it took. `None` where what it was to send had been revoked;
     /// that is blanked then.
-    fn send(&mut self, socket: BorrowedFd<'_>) -> Option<(usize, OsResult<usize>)> {
+    fn send(&mut self, wire: &mut Wire) -> Option<(usize, OsResult<usize>)> {
         let judged = self.frames.iter().position(|frame| frame.verdict.is_some());
         let lane = judged.and_then(|at| self.frames[at].enter());
         if let Some((at, span)) = judged.and_then(|at| Some((at, self.frames[at].broken()?))) {
@@ -220,7 +220,7 @@ impl SendQueue {
         #[allow(unsafe_code, reason = "sends registered memory as it is")]
         // SAFETY: I1 and I7. Heads live in their frames; payloads are kept by each frame's keeper, and those of our
         // regions are not revoked before the lane is left.
-        let sent = unsafe { socket::write_ranges(socket, &self.scratch) };
+        let sent = unsafe { wire.write(&self.scratch) };
         drop(lane);
         Some((asked, sent))
     }
