@@ -7,16 +7,15 @@
     missing_docs,
     reason = "a test"
 )]
-#![allow(clippy::disallowed_methods, reason = "waits with a bound")]
 
 #[path = "support/proxy.rs"]
 mod proxy;
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proxy::{Fate, Proxy};
-use support::{WAIT, bytes_of, config, pattern};
+use support::{WAIT, bytes_of, config, pattern, until};
 use transfer_core::{Agent, Desc, DescList, Error, Event, LocalList, PathSet, Peer, Region, RemoteList};
 
 const LEN: usize = 8 << 20;
@@ -83,14 +82,6 @@ fn notifications(s: &Setup) -> Vec<Vec<u8>> {
             Event::Notif { bytes, .. } => all.push(bytes),
             _ => {}
         }
-    }
-}
-
-fn until(what: &str, is: impl Fn() -> bool) {
-    let from = Instant::now();
-    while !is() {
-        assert!(from.elapsed() < WAIT, "{what} in time");
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

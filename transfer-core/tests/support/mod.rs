@@ -1,8 +1,9 @@
 //! What the tests share: patterns that tell every byte apart, lists with gaps, and agents.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::disallowed_methods, reason = "waits with a bound")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use transfer_core::{Agent, Config, Desc, DescList, PathSet, Peer, Region};
 
@@ -18,6 +19,15 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
         state.to_le_bytes()[3]
     };
     std::iter::repeat_with(next).take(len).collect()
+}
+
+/// Returns when that is so.
+pub fn until(what: &str, is: impl Fn() -> bool) {
+    let from = Instant::now();
+    while !is() {
+        assert!(from.elapsed() < WAIT, "{what} in time");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 pub fn config(name: &str, paths: PathSet) -> Config {
