@@ -10,6 +10,8 @@
  *     hr_agent_prepare(), hr_peer_prepare()          the pages of both sides, checked once
  *     hr_peer_write(), hr_peer_read()                moves a selection of them
  *     hr_xfer_wait(), hr_agent_wait_event()          until it is done; until the peer's notification is here
+ *     hr_agent_counter(), hr_counter_wait()          until n layers are here, without a notification for each
+ *     hr_agent_event_fd()                            all of that in an epoll(7) loop
  *
  * Failures. A function that can fail returns an hr_status_t and takes an `hr_error_t **error` at the end, which may be
  * NULL. Else it is written each time: NULL, or an error object to be freed with hr_error_free(), where the status is
@@ -58,6 +60,11 @@
 // write every region. Without it and without a key, a tcp_listen beyond loopback is an error.
 #define HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY 1
 
+// Bit of hr_config_t.flags: where the best path to a peer's memory is ruled out by something that could be mended,
+// preparing a list fails with HR_FALLBACK_REFUSED. Without it the next path is taken, and hr_peer_explain() tells. Paths
+// that are left out of hr_config_t.paths do not count, nor do those that only lead within one host.
+#define HR_CONFIG_STRICT 2
+
 // Bytes behind hr_config_t.key.
 #define HR_KEY_SIZE 32
 
@@ -70,12 +77,12 @@
 
 // How a call ended. Zero and above is no failure. The hundreds say what the caller can do:
 // -1xx mend the call; -2xx not to be had here; -3xx try again, perhaps elsewhere; -4xx it was ended, from here or
-// by the owner of the memory;
-// -5xx a fault of this machine; -6xx a fault of the library. Values never change their meaning.
+// by the owner of the memory; -5xx a fault of this machine; -6xx a fault of the library. Values never change their
+// meaning.
 typedef enum {
     // Done.
     HR_OK = 0,
-    // Not yet: a transfer goes on, or no event has come. Not a failure: there is no error object.
+    // Not yet: a transfer goes on, no event has come, a counter is not there. Not a failure: there is no error object.
     HR_PENDING = 1,
     // A pointer is NULL or misaligned, text is not UTF-8, a struct's size field is not set, and the like.
     HR_INVALID_ARGUMENT = -101,
@@ -109,6 +116,9 @@ typedef enum {
     HR_AUTH_REQUIRED = -205,
     // The other end does not have the same key.
     HR_AUTH_FAILED = -206,
+    // The best path to the peer is ruled out by something that could be mended, and HR_CONFIG_STRICT is set; the message
+    // says by what.
+    HR_FALLBACK_REFUSED = -207,
     // Nobody answers there.
     HR_UNREACHABLE = -301,
     // The peer died, restarted, froze or left.
@@ -198,6 +208,12 @@ typedef enum {
 // threads of its own, so create it after fork(2), never before.
 typedef struct hr_agent_t hr_agent_t;
 
+// A number of this agent that peers raise with their transfers: see hr_xfer_options_t.bump_by. It only grows, and is
+// raised exactly once by each transfer that is done, after its last byte is in place, on every path and over any
+// retry. So a counter that each layer of a request raises by one says that the first n layers are here, if the layers
+// are sent one after the other, or that n of them are, if they are sent at once.
+typedef struct hr_counter_t hr_counter_t;
+
 // What failed. Made by the call that failed, for whoever passed it an `hr_error_t **`; freed with hr_error_free().
 typedef struct hr_error_t hr_error_t;
 
@@ -265,6 +281,13 @@ typedef struct {
     // and hr_xfer_poll() drives it too. It saves the wake-up of a thread for each message, some microseconds, at the
     // price of a core. Default 0: nobody ever spins. At most a second.
     uint64_t busy_poll_ns;
+    // Blocks that all regions of the agent together may have (hr_region_options_t.block_bytes). Default 2^24, which is
+    // the most. Each has 8 bytes in a file in memory, whose pages cost nothing before they are used; it counts against
+    // RLIMIT_FSIZE and address space.
+    uint64_t blocks_max;
+    // Instead of key: a file that holds it, as 64 hexadecimal digits or HR_KEY_SIZE bytes, and that nobody but its owner
+    // may read or write. Default NULL. Both together are an error.
+    const char *key_file;
 } hr_config_t;
 
 // What a region is to be. hr_region_options_init() fills in the defaults.
@@ -341,6 +364,11 @@ typedef struct {
     size_t notif_len;
     // How long it may take, in nanoseconds. 0: the agent's transfer_timeout_ns.
     uint64_t timeout_ns;
+    // Raises the peer's counter of this name, of hr_counter_id() there, once the data has landed, as notif is sent and
+    // in order with it. A counter that the peer has freed meanwhile is passed over.
+    uint64_t bump_counter;
+    // By how much. 0: no counter is raised.
+    uint64_t bump_by;
 } hr_xfer_options_t;
 
 // A transfer that is done.
@@ -516,11 +544,10 @@ hr_status_t hr_region_revoke(hr_region_t *region,
                              hr_error_t **error);
 
 // Deregisters the region and returns when no transfer and no peer touches it any more. From the call on, new transfers
-// that name it fail, here with HR_REGION_CLOSED, at peers with HR_STALE, HR_BAD_LIST or HR_TRANSFER_FAILED. Blocks, at most for
-// peer_timeout_ns. Calling it again does no harm.
+// that name it fail, here with HR_REGION_CLOSED, at peers with HR_STALE, HR_BAD_LIST or HR_TRANSFER_FAILED. Blocks, at
+// most for peer_timeout_ns. Calling it again does no harm.
 // Errors: HR_REGION_BUSY when it took longer: a peer that does not answer may still touch the memory.
-hr_status_t hr_region_close(hr_region_t *region,
-                            hr_error_t **error);
+hr_status_t hr_region_close(hr_region_t *region, hr_error_t **error);
 
 // Frees the handle, and deregisters the region without waiting. Allocated memory lives on for those who are still
 // inside; for registered memory call hr_region_close() first. NULL is fine.
@@ -642,8 +669,9 @@ hr_status_t hr_xfer_options_init(hr_xfer_options_t *options, size_t size);
 // Starts a transfer from the peer's spans into local ones. Within one host, up to inline_bytes_max bytes are copied
 // inside the call; everything else is handed to the agent's thread, and the call returns at once. `options` may be
 // NULL. Lists and peer may be freed at once; the transfer keeps what it needs. Free it with hr_xfer_free().
-// Errors: HR_LENGTH_MISMATCH, HR_BAD_LIST, HR_WRONG_AGENT, HR_REGION_CLOSED, HR_READ_ONLY, HR_PEER_LOST, HR_NOT_NOTIFIED for a
-// notification that is too long, HR_AGENT_CLOSED. Nothing was moved then. What fails later is told by the transfer.
+// Errors: HR_LENGTH_MISMATCH, HR_BAD_LIST, HR_WRONG_AGENT, HR_REGION_CLOSED, HR_READ_ONLY, HR_PEER_LOST, HR_NOT_NOTIFIED
+// for a notification that is too long, HR_AGENT_CLOSED. Nothing was moved then. What fails later is told by the
+// transfer.
 hr_status_t hr_peer_read(hr_peer_t *peer,
                          const hr_list_t *local,
                          const hr_remote_list_t *remote,
@@ -668,10 +696,9 @@ hr_status_t hr_xfer_poll(const hr_xfer_t *xfer, hr_done_t *done, hr_error_t **er
 // copies for the transfer, so that the timeout may be exceeded by one slice.
 hr_status_t hr_xfer_wait(const hr_xfer_t *xfer, uint64_t timeout_ns, hr_done_t *done, hr_error_t **error);
 
-// Asks for its end; blocks for no more than a slice that is just being moved. The end is reached when nothing touches the memory any more, and is told as
-// HR_CANCELLED, unless every byte was in place already.
-hr_status_t hr_xfer_cancel(hr_xfer_t *xfer,
-                           hr_error_t **error);
+// Asks for its end; blocks for no more than a slice that is just being moved. The end is reached when nothing touches
+// the memory any more, and is told as HR_CANCELLED, unless every byte was in place already.
+hr_status_t hr_xfer_cancel(hr_xfer_t *xfer, hr_error_t **error);
 
 // The path it takes. HR_PATH_OTHER for NULL.
 hr_path_t hr_xfer_path(const hr_xfer_t *xfer);
@@ -680,12 +707,46 @@ hr_path_t hr_xfer_path(const hr_xfer_t *xfer);
 // is at once, unless a slice is just being moved. NULL is fine.
 void hr_xfer_free(hr_xfer_t *xfer);
 
+// A counter at zero. An agent has room for 65536. Free it with hr_counter_free().
+// Errors: HR_TOO_LARGE.
+hr_status_t hr_agent_counter(hr_agent_t *agent, hr_counter_t **counter, hr_error_t **error);
+
+// Its name, for the peer that is to raise it; the application tells it. Any number is a name, so 0, which is returned
+// for NULL, says nothing.
+uint64_t hr_counter_id(const hr_counter_t *counter);
+
+// How far it is. All data of the transfers that raised it is in place. Costs one lock of its own. 0 for NULL.
+uint64_t hr_counter_get(const hr_counter_t *counter);
+
+// Waits up to `timeout_ns` nanoseconds until it is at least at `at_least`, and writes how far it is then to `reached`,
+// which may be NULL. HR_PENDING where that took longer. Several threads may wait. A peer that is lost raises it no more
+// and does not end the wait; HR_EVENT_PEER_LOST tells.
+// Errors: HR_AGENT_CLOSED.
+hr_status_t hr_counter_wait(const hr_counter_t *counter,
+                            uint64_t at_least,
+                            uint64_t timeout_ns,
+                            uint64_t *reached,
+                            hr_error_t **error);
+
+// Frees a counter. Transfers that would raise it pass it over from then on, and its name comes to mean nothing else.
+// NULL is fine.
+void hr_counter_free(hr_counter_t *counter);
+
 // The next event; HR_PENDING, and NULL in `event`, where there is none. Several threads may ask; each event goes to one
 // of them. Free it with hr_event_free().
 hr_status_t hr_agent_poll_event(hr_agent_t *agent, hr_event_t **event, hr_error_t **error);
 
 // The same, after waiting up to `timeout_ns` nanoseconds for one.
 hr_status_t hr_agent_wait_event(hr_agent_t *agent, uint64_t timeout_ns, hr_event_t **event, hr_error_t **error);
+
+// A descriptor for an epoll(7) or poll(2) loop: readable once an event has come, a transfer of this agent has ended, or
+// one of its counters was raised. When it is, read(2) its 8 bytes (eventfd(2)), which clears it; then take events with
+// hr_agent_poll_event() until there are none, hr_xfer_poll() the transfers and hr_counter_get() the counters; in that
+// order nothing is missed. It starts out readable, and does not block. Every call gives the same one. It belongs to the
+// agent: watch and read it, do not close it, and take it out of the loop before hr_agent_destroy().
+// Costs, from the first call on, a system call for each event, transfer and raise.
+// Errors: HR_OS where no descriptor is left; `fd` is -1 then.
+hr_status_t hr_agent_event_fd(hr_agent_t *agent, int *fd, hr_error_t **error);
 
 // Frees an event and what it points to. NULL is fine.
 void hr_event_free(hr_event_t *event);

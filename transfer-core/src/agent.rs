@@ -22,7 +22,7 @@ use crate::address::Address;
 use crate::backend::shm::Copies;
 use crate::clock::Clock;
 use crate::config::{Checked, Config};
-use crate::counter::Counter;
+use crate::counter::{Counter, Counters};
 use crate::dial::dial;
 use crate::driver::{Driver, Seat};
 use crate::error::{Error, Result};
@@ -106,7 +106,7 @@ impl Agent {
             local_name,
             addresses,
             regions: RegionTable::default(),
-            counters: Arc::default(),
+            counters: Arc::new(Counters::new(Arc::clone(&signal))),
             copy_rate: CopyRate::default(),
             guests: Guests::new(Arc::clone(&ledger)),
             ledger,
@@ -320,10 +320,10 @@ impl Agent {
         taken.event
     }
 
-    /// A descriptor for an epoll(7) or poll(2) loop of the application: it is readable once an event has come or a
-    /// transfer of this agent has ended. Reading its eight bytes clears it (eventfd(2)); then take events until there
-    /// are none, and poll the transfers. It starts out readable. Cost: from the first call on, a syscall for each
-    /// event and each transfer.
+    /// A descriptor for an epoll(7) or poll(2) loop of the application: it is readable once an event has come, a transfer
+    /// of this agent has ended, or a counter was raised. Reading its eight bytes clears it (eventfd(2)); then take events
+    /// until there are none, poll the transfers and look at the counters. It starts out readable. Cost: from the first
+    /// call on, a syscall for each event, transfer and raise.
     ///
     /// # Errors
     /// [`Error::Os`] where no descriptor is left.

@@ -11,6 +11,7 @@ use transfer_proto::id::CounterId;
 
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::event::Signal;
 
 /// The most counters of one agent.
 const COUNTERS_MAX: usize = 1 << 16;
@@ -75,7 +76,8 @@ impl Counter {
         self.handle.cell.lock().value
     }
 
-    /// Waits until it is at least at `at_least`, and returns how far it is then.
+    /// Waits until it is at least at `at_least`, and returns how far it is then. A descriptor for a loop over many such
+    /// things is [`Agent::event_fd`](crate::Agent::event_fd).
     ///
     /// # Errors
     /// [`Error::WaitTimedOut`]; [`Error::AgentClosed`].
@@ -137,6 +139,7 @@ impl Drop for Handle {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     slots: Mutex<Slots>,
+    signal: Arc<Signal>,
 }
 
 #[derive(Debug, Default)]
@@ -146,6 +149,11 @@ struct Slots {
 }
 
 impl Counters {
+    /// None yet. Each raise sets `signal`.
+    pub(crate) fn new(signal: Arc<Signal>) -> Self {
+        Self { slots: Mutex::default(), signal }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -193,6 +201,7 @@ impl Counters {
         let Some(cell) = found.and_then(|(_, cell)| cell.clone()) else { return false };
         drop(slots);
         cell.change(|state| state.value = state.value.saturating_add(by));
+        self.signal.set();
         true
     }
 

@@ -28,7 +28,7 @@ const LEN: usize = 8 << 20;
 
 struct Ends {
     here: Agent,
-    _there: Agent,
+    there: Agent,
     peer: Peer,
     mine: Region,
     theirs: Region,
@@ -50,7 +50,7 @@ impl Ends {
         let local = here.prepare(&whole(mine.id())).unwrap();
         let remote = peer.prepare(&whole(theirs.id())).unwrap();
         assert_eq!(remote.path(), path);
-        Self { here, _there: there, peer, mine, theirs, local, remote }
+        Self { here, there, peer, mine, theirs, local, remote }
     }
 }
 
@@ -174,6 +174,15 @@ fn a_descriptor_tells_of_events_and_ends() {
     assert!(matches!(ends.here.poll_event(), Some(Event::PeerUp { .. })));
     let posted = ends.peer.read(&ends.local, &ends.remote).post().unwrap();
     while posted.poll().is_none() {
+        sign();
+    }
+    let counter = ends.here.counter().unwrap();
+    let back = ends.there.peers().remove(0);
+    let (from, into) = (ends.theirs.id(), ends.mine.id());
+    let list = |region| DescList::from(Desc::contiguous(region, 0, 8));
+    let (local, remote) = (ends.there.prepare(&list(from)).unwrap(), back.prepare(&list(into)).unwrap());
+    back.write(&local, &remote).bump(counter.id(), 1).post().unwrap().wait(WAIT).unwrap();
+    while counter.get() == 0 {
         sign();
     }
     ends.peer.disconnect();

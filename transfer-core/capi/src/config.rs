@@ -3,7 +3,7 @@
 use std::ffi::c_char;
 use std::time::Duration;
 
-use transfer_core::{Config, Error, Key, Path, PathSet};
+use transfer_core::{Config, Error, Key, Path, PathSet, Policy};
 
 use crate::boundary::{Call, Outcome, call};
 use crate::error::hr_error_t;
@@ -39,6 +39,14 @@ impl From<Path> for hr_path_t {
 /// Bit of hr_config_t.flags: meets peers of other hosts although there is no key: whoever reaches the port can read and
 /// write every region. Without it and without a key, a tcp_listen beyond loopback is an error.
 pub const HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY: u32 = 1;
+
+/// Bit of hr_config_t.flags: where the best path to a peer's memory is ruled out by something that could be mended,
+/// preparing a list fails with HR_FALLBACK_REFUSED. Without it the next path is taken, and hr_peer_explain() tells. Paths
+/// that are left out of hr_config_t.paths do not count, nor do those that only lead within one host.
+pub const HR_CONFIG_STRICT: u32 = 2;
+
+/// All of them.
+const FLAGS: u32 = HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY | HR_CONFIG_STRICT;
 
 /// Bytes behind hr_config_t.key.
 pub const HR_KEY_SIZE: usize = 32;
@@ -95,6 +103,13 @@ pub struct hr_config_t {
     /// and hr_xfer_poll() drives it too. It saves the wake-up of a thread for each message, some microseconds, at the
     /// price of a core. Default 0: nobody ever spins. At most a second.
     pub busy_poll_ns: u64,
+    /// Blocks that all regions of the agent together may have (hr_region_options_t.block_bytes). Default 2^24, which is
+    /// the most. Each has 8 bytes in a file in memory, whose pages cost nothing before they are used; it counts against
+    /// RLIMIT_FSIZE and address space.
+    pub blocks_max: u64,
+    /// Instead of key: a file that holds it, as 64 hexadecimal digits or HR_KEY_SIZE bytes, and that nobody but its owner
+    /// may read or write. Default NULL. Both together are an error.
+    pub key_file: *const c_char,
 }
 
 // SAFETY: C1. repr(C), `size` first, integers and pointers only; `tests::layout` finds padding.
@@ -122,6 +137,8 @@ unsafe impl Versioned for hr_config_t {
             connect_timeout_ns: nanos(config.connect_timeout),
             peer_timeout_ns: nanos(config.peer_timeout),
             busy_poll_ns: nanos(config.busy_poll),
+            blocks_max: config.blocks_max as u64,
+            key_file: std::ptr::null(),
         }
     }
 }
@@ -169,15 +186,15 @@ impl hr_config_t {
                 Err(_) => return invalid("tcp_listen", format!("is {text:?}; write IP:PORT")),
             },
         };
-        let unknown = self.flags & !HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY;
+        let unknown = self.flags & !FLAGS;
         if unknown != 0 {
             return invalid("flags", format!("has unknown bits {unknown:#x}"));
         }
         config.insecure_remote_without_key = self.flags & HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY != 0;
-        if !self.key.is_null() {
-            let key = c.slice(self.key, HR_KEY_SIZE, "config.key")?;
-            config.key = <[u8; HR_KEY_SIZE]>::try_from(key).ok().map(Key::from_bytes);
+        if self.flags & HR_CONFIG_STRICT != 0 {
+            config.policy = Policy::Strict;
         }
+        config.key = self.key_of(c)?;
         let app = c.slice(self.app_metadata, self.app_metadata_len, "config.app_metadata")?;
         config.app_metadata = app.to_vec();
         config.paths = path_set(self.paths)?;
@@ -194,7 +211,20 @@ impl hr_config_t {
         config.connect_timeout = Duration::from_nanos(self.connect_timeout_ns);
         config.peer_timeout = Duration::from_nanos(self.peer_timeout_ns);
         config.busy_poll = Duration::from_nanos(self.busy_poll_ns);
+        config.blocks_max = usize_of("blocks_max", self.blocks_max)?;
         Ok(config)
+    }
+
+    fn key_of(self, c: &Call) -> Outcome<Option<Key>> {
+        let file = c.text_or_none(self.key_file, "config.key_file")?;
+        if self.key.is_null() {
+            return Ok(file.map(Key::from_file).transpose()?);
+        }
+        if file.is_some() {
+            return invalid("key_file", "is set beside key; set one of them");
+        }
+        let key = c.slice(self.key, HR_KEY_SIZE, "config.key")?;
+        Ok(<[u8; HR_KEY_SIZE]>::try_from(key).ok().map(Key::from_bytes))
     }
 }
 

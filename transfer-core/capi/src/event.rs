@@ -1,5 +1,7 @@
 //! What happens to an agent without being asked for.
 
+use std::ffi::c_int;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -120,6 +122,29 @@ pub unsafe extern "C" fn hr_agent_wait_event(
     let body = |c: &Call| {
         let place = c.out(event, "event")?.none();
         given(&place, c.handle(agent, "agent")?.agent.wait_event(Duration::from_nanos(timeout_ns)))
+    };
+    // SAFETY: C1.
+    unsafe { call(error, body) }
+}
+
+/// A descriptor for an epoll(7) or poll(2) loop: readable once an event has come, a transfer of this agent has ended, or
+/// one of its counters was raised. When it is, read(2) its 8 bytes (eventfd(2)), which clears it; then take events with
+/// hr_agent_poll_event() until there are none, hr_xfer_poll() the transfers and hr_counter_get() the counters; in that
+/// order nothing is missed. It starts out readable, and does not block. Every call gives the same one. It belongs to the
+/// agent: watch and read it, do not close it, and take it out of the loop before hr_agent_destroy().
+/// Costs, from the first call on, a system call for each event, transfer and raise.
+/// Errors: HR_OS where no descriptor is left; `fd` is -1 then.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hr_agent_event_fd(
+    agent: *mut hr_agent_t,
+    fd: *mut c_int,
+    error: *mut *mut hr_error_t,
+) -> hr_status_t {
+    let body = |c: &Call| {
+        let place = c.out(fd, "fd")?;
+        place.put(-1);
+        place.put(c.handle(agent, "agent")?.agent.event_fd()?.as_raw_fd());
+        Ok(())
     };
     // SAFETY: C1.
     unsafe { call(error, body) }

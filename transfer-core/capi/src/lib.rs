@@ -8,7 +8,7 @@
 //! | `boundary` | checks of every pointer, and the net under panics: the only unsafe code but for `versioned` |
 //! | `versioned` | structs that grow |
 //! | `status`, `error` | how calls end |
-//! | `config`, `agent`, `region`, `list`, `peer`, `xfer`, `event` | one handle or struct each |
+//! | `config`, `agent`, `region`, `list`, `peer`, `xfer`, `counter`, `event` | one handle or struct each |
 #![allow(unsafe_code, reason = "C passes raw pointers")]
 #![allow(non_camel_case_types, reason = "the names are those of C")]
 #![allow(clippy::missing_safety_doc, reason = "the header tells it once for all functions; here it is C1")]
@@ -29,6 +29,7 @@ mod peer;
 
 mod xfer;
 
+mod counter;
 mod event;
 
 #[cfg(test)]
@@ -38,6 +39,7 @@ use std::ffi::c_char;
 
 pub use agent::*;
 pub use config::*;
+pub use counter::*;
 pub use error::*;
 pub use event::*;
 pub use list::*;

@@ -283,8 +283,8 @@ pub unsafe extern "C" fn hr_region_revoke(
 }
 
 /// Deregisters the region and returns when no transfer and no peer touches it any more. From the call on, new transfers
-/// that name it fail, here with HR_REGION_CLOSED, at peers with HR_STALE, HR_BAD_LIST or HR_TRANSFER_FAILED. Blocks, at most for
-/// peer_timeout_ns. Calling it again does no harm.
+/// that name it fail, here with HR_REGION_CLOSED, at peers with HR_STALE, HR_BAD_LIST or HR_TRANSFER_FAILED. Blocks, at
+/// most for peer_timeout_ns. Calling it again does no harm.
 /// Errors: HR_REGION_BUSY when it took longer: a peer that does not answer may still touch the memory.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_region_close(

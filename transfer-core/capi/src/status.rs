@@ -6,15 +6,15 @@ use transfer_core::Error;
 
 /// How a call ended. Zero and above is no failure. The hundreds say what the caller can do:
 /// -1xx mend the call; -2xx not to be had here; -3xx try again, perhaps elsewhere; -4xx it was ended, from here or
-/// by the owner of the memory;
-/// -5xx a fault of this machine; -6xx a fault of the library. Values never change their meaning.
+/// by the owner of the memory; -5xx a fault of this machine; -6xx a fault of the library. Values never change their
+/// meaning.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a C enum; values are only ever added")]
 pub enum hr_status_t {
     /// Done.
     HR_OK = 0,
-    /// Not yet: a transfer goes on, or no event has come. Not a failure: there is no error object.
+    /// Not yet: a transfer goes on, no event has come, a counter is not there. Not a failure: there is no error object.
     HR_PENDING = 1,
 
     /// A pointer is NULL or misaligned, text is not UTF-8, a struct's size field is not set, and the like.
@@ -50,6 +50,9 @@ pub enum hr_status_t {
     HR_AUTH_REQUIRED = -205,
     /// The other end does not have the same key.
     HR_AUTH_FAILED = -206,
+    /// The best path to the peer is ruled out by something that could be mended, and HR_CONFIG_STRICT is set; the message
+    /// says by what.
+    HR_FALLBACK_REFUSED = -207,
 
     /// Nobody answers there.
     HR_UNREACHABLE = -301,
@@ -106,7 +109,8 @@ impl From<&Error> for hr_status_t {
             Error::TooLarge { .. } => HR_TOO_LARGE,
             Error::VersionMismatch { .. } => HR_VERSION_MISMATCH,
             Error::Protocol { .. } => HR_PROTOCOL,
-            Error::NoPath { .. } | Error::FallbackRefused { .. } => HR_NO_PATH,
+            Error::NoPath { .. } => HR_NO_PATH,
+            Error::FallbackRefused { .. } => HR_FALLBACK_REFUSED,
             Error::Directory(_) => HR_DIRECTORY,
             Error::ReadOnly { .. } => HR_READ_ONLY,
             Error::Stale { .. } => HR_STALE,
@@ -151,6 +155,7 @@ statuses! {
     HR_INVALID_ARGUMENT HR_INVALID_CONFIG HR_INVALID_ADDRESS HR_BAD_LIST HR_LENGTH_MISMATCH HR_OUT_OF_BOUNDS
     HR_REGION_CLOSED HR_WRONG_AGENT HR_TOO_LARGE HR_READ_ONLY
     HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND HR_AUTH_REQUIRED HR_AUTH_FAILED
+    HR_FALLBACK_REFUSED
     HR_UNREACHABLE HR_PEER_LOST HR_TRANSFER_FAILED HR_DEADLINE HR_TIMED_OUT HR_NOT_NOTIFIED HR_REGION_BUSY HR_DIRECTORY
     HR_CANCELLED HR_AGENT_CLOSED HR_STALE
     HR_OS

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use transfer_core::{Done, Error, Op, Result, Xfer};
+use transfer_core::{CounterId, Done, Error, LocalList, Peer, RemoteList, Request, Result, Xfer};
 
 use crate::boundary::{Call, Outcome, call, value};
 use crate::config::{hr_path_t, nanos};
@@ -35,6 +35,11 @@ pub struct hr_xfer_options_t {
     pub notif_len: usize,
     /// How long it may take, in nanoseconds. 0: the agent's transfer_timeout_ns.
     pub timeout_ns: u64,
+    /// Raises the peer's counter of this name, of hr_counter_id() there, once the data has landed, as notif is sent and
+    /// in order with it. A counter that the peer has freed meanwhile is passed over.
+    pub bump_counter: u64,
+    /// By how much. 0: no counter is raised.
+    pub bump_by: u64,
 }
 
 // SAFETY: C1. repr(C), `size` first, integers and pointers only; `tests::layout` finds padding.
@@ -49,6 +54,8 @@ unsafe impl Versioned for hr_xfer_options_t {
             notif: std::ptr::null(),
             notif_len: 0,
             timeout_ns: 0,
+            bump_counter: 0,
+            bump_by: 0,
         }
     }
 }
@@ -87,54 +94,59 @@ pub struct hr_xfer_t {
     xfer: Xfer,
 }
 
+impl hr_xfer_options_t {
+    /// Puts what they say into a request.
+    fn apply(&self, c: &Call, mut request: Request) -> Outcome<Request> {
+        if self.local_indices.is_null() != self.remote_indices.is_null() {
+            let problem = "select on one side only; select on both or none";
+            return Err(hr_error_t::argument("options", problem));
+        }
+        if !self.local_indices.is_null() {
+            let local = c.slice(self.local_indices, self.local_count, "options.local_indices")?;
+            let remote = c.slice(self.remote_indices, self.remote_count, "options.remote_indices")?;
+            request = request.select(local, remote);
+        }
+        request = request.notify(c.slice(self.notif, self.notif_len, "options.notif")?);
+        if self.bump_by != 0 {
+            request = request.bump(CounterId::from_u64(self.bump_counter), self.bump_by);
+        }
+        if self.timeout_ns != 0 {
+            request = request.timeout(Duration::from_nanos(self.timeout_ns));
+        }
+        Ok(request)
+    }
+}
+
 /// What both ways of posting are handed.
 struct Posting {
     peer: *const hr_peer_t,
     local: *const hr_list_t,
     remote: *const hr_remote_list_t,
     options: *const hr_xfer_options_t,
+    xfer: *mut *mut hr_xfer_t,
 }
 
 impl Posting {
-    fn post(&self, c: &Call, op: Op) -> Outcome<hr_xfer_t> {
+    fn post(&self, c: &Call, way: impl Fn(&Peer, &LocalList, &RemoteList) -> Request) -> Outcome<()> {
+        let place = c.out(self.xfer, "xfer")?.none();
         let peer = &c.handle(self.peer, "peer")?.peer;
         let local = &c.handle(self.local, "local")?.list;
         let remote = &c.handle(self.remote, "remote")?.list;
-        let mut request = match op {
-            Op::Read => peer.read(local, remote),
-            _ => peer.write(local, remote),
-        };
+        let mut request = way(peer, local, remote);
         if !self.options.is_null() {
-            let options = c.versioned(self.options, "options")?;
-            if options.local_indices.is_null() != options.remote_indices.is_null() {
-                return Err(hr_error_t::argument(
-                    "options",
-                    "select on one side only; select on both or none",
-                ));
-            }
-            if !options.local_indices.is_null() {
-                let local = c.slice(options.local_indices, options.local_count, "options.local_indices")?;
-                let remote =
-                    c.slice(options.remote_indices, options.remote_count, "options.remote_indices")?;
-                request = request.select(local, remote);
-            }
-            let notif = c.slice(options.notif, options.notif_len, "options.notif")?;
-            if !notif.is_empty() {
-                request = request.notify(notif);
-            }
-            if options.timeout_ns != 0 {
-                request = request.timeout(Duration::from_nanos(options.timeout_ns));
-            }
+            request = c.versioned(self.options, "options")?.apply(c, request)?;
         }
-        Ok(hr_xfer_t { xfer: request.post()? })
+        place.give(hr_xfer_t { xfer: request.post()? });
+        Ok(())
     }
 }
 
 /// Starts a transfer from the peer's spans into local ones. Within one host, up to inline_bytes_max bytes are copied
 /// inside the call; everything else is handed to the agent's thread, and the call returns at once. `options` may be
 /// NULL. Lists and peer may be freed at once; the transfer keeps what it needs. Free it with hr_xfer_free().
-/// Errors: HR_LENGTH_MISMATCH, HR_BAD_LIST, HR_WRONG_AGENT, HR_REGION_CLOSED, HR_READ_ONLY, HR_PEER_LOST, HR_NOT_NOTIFIED for a
-/// notification that is too long, HR_AGENT_CLOSED. Nothing was moved then. What fails later is told by the transfer.
+/// Errors: HR_LENGTH_MISMATCH, HR_BAD_LIST, HR_WRONG_AGENT, HR_REGION_CLOSED, HR_READ_ONLY, HR_PEER_LOST, HR_NOT_NOTIFIED
+/// for a notification that is too long, HR_AGENT_CLOSED. Nothing was moved then. What fails later is told by the
+/// transfer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_peer_read(
     peer: *mut hr_peer_t,
@@ -144,13 +156,9 @@ pub unsafe extern "C" fn hr_peer_read(
     xfer: *mut *mut hr_xfer_t,
     error: *mut *mut hr_error_t,
 ) -> hr_status_t {
-    let body = |c: &Call| {
-        let xfer = c.out(xfer, "xfer")?.none();
-        xfer.give(Posting { peer, local, remote, options }.post(c, Op::Read)?);
-        Ok(())
-    };
+    let posting = Posting { peer, local, remote, options, xfer };
     // SAFETY: C1.
-    unsafe { call(error, body) }
+    unsafe { call(error, |c| posting.post(c, Peer::read)) }
 }
 
 /// Starts a transfer from local spans into the peer's. All else is as for hr_peer_read().
@@ -163,13 +171,9 @@ pub unsafe extern "C" fn hr_peer_write(
     xfer: *mut *mut hr_xfer_t,
     error: *mut *mut hr_error_t,
 ) -> hr_status_t {
-    let body = |c: &Call| {
-        let xfer = c.out(xfer, "xfer")?.none();
-        xfer.give(Posting { peer, local, remote, options }.post(c, Op::Write)?);
-        Ok(())
-    };
+    let posting = Posting { peer, local, remote, options, xfer };
     // SAFETY: C1.
-    unsafe { call(error, body) }
+    unsafe { call(error, |c| posting.post(c, Peer::write)) }
 }
 
 fn ended(c: &Call, done: *mut hr_done_t, outcome: Option<Result<Done>>) -> Outcome<hr_status_t> {
@@ -213,8 +217,8 @@ pub unsafe extern "C" fn hr_xfer_wait(
     unsafe { call(error, |c| ended(c, done, Some(c.handle(xfer, "xfer")?.xfer.wait(timeout)))) }
 }
 
-/// Asks for its end; blocks for no more than a slice that is just being moved. The end is reached when nothing touches the memory any more, and is told as
-/// HR_CANCELLED, unless every byte was in place already.
+/// Asks for its end; blocks for no more than a slice that is just being moved. The end is reached when nothing touches
+/// the memory any more, and is told as HR_CANCELLED, unless every byte was in place already.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_xfer_cancel(xfer: *mut hr_xfer_t, error: *mut *mut hr_error_t) -> hr_status_t {
     let body = |c: &Call| {

@@ -81,6 +81,8 @@ fn structs() -> Facts {
             connect_timeout_ns,
             peer_timeout_ns,
             busy_poll_ns,
+            blocks_max,
+            key_file,
         }
     );
     assert_eq!(
@@ -99,6 +101,8 @@ fn structs() -> Facts {
             notif,
             notif_len,
             timeout_ns,
+            bump_counter,
+            bump_by,
         }
     );
     assert_eq!(padding, Padding(0), "as above");
@@ -117,7 +121,7 @@ fn enums() -> Facts {
         HR_OK HR_PENDING
         HR_INVALID_ARGUMENT HR_INVALID_CONFIG HR_INVALID_ADDRESS HR_BAD_LIST HR_LENGTH_MISMATCH HR_OUT_OF_BOUNDS
         HR_REGION_CLOSED HR_WRONG_AGENT HR_TOO_LARGE HR_READ_ONLY
-        HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND HR_AUTH_REQUIRED HR_AUTH_FAILED
+        HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND HR_AUTH_REQUIRED HR_AUTH_FAILED HR_FALLBACK_REFUSED
         HR_UNREACHABLE HR_PEER_LOST HR_TRANSFER_FAILED HR_DEADLINE HR_TIMED_OUT HR_NOT_NOTIFIED HR_REGION_BUSY HR_DIRECTORY
         HR_CANCELLED HR_AGENT_CLOSED HR_STALE
         HR_OS
@@ -133,11 +137,13 @@ fn enums() -> Facts {
         ("HR_VERSION_MINOR", HR_VERSION_MINOR),
         ("HR_VERSION_PATCH", HR_VERSION_PATCH),
         ("HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY", HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY),
+        ("HR_CONFIG_STRICT", HR_CONFIG_STRICT),
         ("HR_REGION_HUGE_PAGES", HR_REGION_HUGE_PAGES),
     ] {
         facts.push((name.into(), value.into()));
     }
     fact(&mut facts, "HR_LABEL_SIZE".into(), HR_LABEL_SIZE);
+    fact(&mut facts, "HR_KEY_SIZE".into(), HR_KEY_SIZE);
     facts.push(("HR_FOREVER".into(), HR_FOREVER.cast_signed()));
     facts
 }

@@ -93,6 +93,12 @@ fn of_agents() -> Calls {
         hr_agent_prepare(P, P, V(1), P, E);
         hr_agent_poll_event(P, P, E);
         hr_agent_wait_event(P, V(0), P, E);
+        hr_agent_event_fd(P, P, E);
+        hr_agent_counter(P, P, E);
+        hr_counter_id(P) => |id| id == 0;
+        hr_counter_get(P) => |value| value == 0;
+        hr_counter_wait(P, V(0), V(0), P, E);
+        hr_counter_free(P) => |()| true;
         hr_event_free(P) => |()| true;
         hr_error_status(P) => |status| status == HR_OK;
         hr_error_message(P) => |message| text(message) == "no error";
@@ -253,6 +259,8 @@ fn each_null_is_named() {
         names("count", &failed(|error| hr_agent_peers(agent, null_mut(), 0, null_mut(), error)));
         names("peers", &failed(|error| hr_agent_peers(agent, null_mut(), 1, &raw mut word, error)));
         names("event", &failed(|error| hr_agent_poll_event(agent, null_mut(), error)));
+        names("fd", &failed(|error| hr_agent_event_fd(agent, null_mut(), error)));
+        names("counter", &failed(|error| hr_agent_counter(agent, null_mut(), error)));
         names("descs", &refused(|list, error| hr_agent_prepare(agent, null(), 1, list, error)));
         names(
             "desc.pages",

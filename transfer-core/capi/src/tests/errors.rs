@@ -1,11 +1,13 @@
 //! Every status that an application can meet, with what it says and whether to try again.
 
+use std::os::unix::fs::PermissionsExt;
 use std::ptr::{null, null_mut};
 use std::time::Duration;
 
 use transfer_core::{Error, RegionId};
 
 use super::*;
+use crate::error::c_text;
 use hr_status_t::*;
 
 fn assert_told(told: &Told, status: hr_status_t, says: &str, retryable: bool) {
@@ -37,6 +39,40 @@ fn a_configuration_that_does_not_hold_is_told_by_field() {
     config_fails(|c| c.peer_timeout_ns = 1, "peer_timeout is 0");
     config_fails(|c| c.connect_timeout_ns = 1, "connect_timeout is 0");
     config_fails(|c| c.busy_poll_ns = WAIT_NS, "busy_poll is 20000");
+    config_fails(|c| c.blocks_max = 0, "blocks_max is 0");
+    config_fails(|c| c.blocks_max = u64::MAX, "blocks_max is 18446744073709551615");
+}
+
+#[test]
+fn a_key_comes_from_memory_or_from_a_file_that_only_its_owner_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let (kept, open) = (dir.path().join("kept"), dir.path().join("open"));
+    for (path, mode) in [(&kept, 0o600), (&open, 0o644)] {
+        std::fs::write(path, "07".repeat(HR_KEY_SIZE)).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let (kept, open) = (c_text(kept.to_str().unwrap()), c_text(open.to_str().unwrap()));
+    let (same, other) = ([7_u8; HR_KEY_SIZE], [8_u8; HR_KEY_SIZE]);
+    config_fails(|c| c.key_file = open.as_ptr(), "is open to others (mode 644)");
+    config_fails(|c| c.key_file = c"/nowhere/key".as_ptr(), "cannot be read from /nowhere/key");
+    config_fails(|c| (c.key, c.key_file) = (same.as_ptr(), kept.as_ptr()), "key_file is set beside key");
+
+    let with = |change: &dyn Fn(&mut hr_config_t)| {
+        let mut config = config(c"a");
+        change(&mut config);
+        made(|agent, error| unsafe { hr_agent_create(&raw const config, agent, error) })
+    };
+    let there = with(&|c| c.key_file = kept.as_ptr());
+    let here =
+        [with(&|c| c.key = same.as_ptr()), with(&|c| c.key = other.as_ptr()), with(&|c| c.key = null())];
+    let address = unsafe { hr_agent_address(there) };
+    let peer = made(|peer, error| unsafe { hr_agent_connect(here[0], address, peer, error) });
+    for (agent, status) in [(here[1], HR_AUTH_FAILED), (here[2], HR_AUTH_REQUIRED)] {
+        let told = refused(|peer, error| unsafe { hr_agent_connect(agent, address, peer, error) });
+        assert_eq!(told.status, status, "{}", told.message);
+    }
+    unsafe { hr_peer_free(peer) };
+    here.into_iter().chain([there]).for_each(|agent| unsafe { hr_agent_destroy(agent) });
 }
 
 #[test]
@@ -55,6 +91,7 @@ fn the_init_function_writes_the_defaults_of_the_engine() {
         (engine.inline_bytes_max, engine.slice_bytes_max)
     );
     assert_eq!(ours.unsent_bytes_max, engine.unsent_bytes_max as u64);
+    assert_eq!((ours.blocks_max, ours.key_file), (engine.blocks_max as u64, null()));
     let timeouts =
         [ours.transfer_timeout_ns, ours.connect_timeout_ns, ours.peer_timeout_ns, ours.busy_poll_ns]
             .map(Duration::from_nanos);
@@ -240,6 +277,30 @@ fn sides_that_allow_no_common_path_are_told_why() {
         hr_region_free(region);
         hr_agent_destroy(shm);
         hr_agent_destroy(tcp);
+    }
+}
+
+#[test]
+fn a_strict_agent_is_told_what_keeps_it_from_the_best_path() {
+    let mut config = config(c"strict");
+    config.flags = HR_CONFIG_STRICT;
+    let here = made(|agent, error| unsafe { hr_agent_create(&raw const config, agent, error) });
+    let (there, mut memory) = (agent(c"there", ALL), vec![0_u8; PAGE_LEN]);
+    let addr = memory.as_mut_ptr().cast();
+    let region = made(|region, error| unsafe {
+        hr_agent_register(there, addr, PAGE_LEN, c"foreign".as_ptr(), null(), region, error)
+    });
+    let address = unsafe { hr_agent_address(there) };
+    let peer = made(|peer, error| unsafe { hr_agent_connect(here, address, peer, error) });
+    let desc = hr_desc_contiguous(info(peer, c"foreign").id, 0, PAGE);
+    let told = refused(|list, error| unsafe { hr_peer_prepare(peer, &raw const desc, 1, list, error) });
+    assert_told(&told, HR_FALLBACK_REFUSED, "was registered, not allocated", false);
+    unsafe {
+        hr_peer_free(peer);
+        hr_agent_destroy(here);
+        ok(|error| hr_region_close(region, error));
+        hr_region_free(region);
+        hr_agent_destroy(there);
     }
 }
 

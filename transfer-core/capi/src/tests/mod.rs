@@ -6,9 +6,11 @@
 )]
 
 mod arguments;
+mod counters;
 mod errors;
 mod lifetimes;
 mod transfers;
+mod waiting;
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
@@ -229,3 +231,9 @@ pub(crate) fn get(region: *const hr_region_t, offset: u64, len: usize) -> Vec<u8
     ok(|error| unsafe { hr_region_read(region, offset, bytes.as_mut_ptr().cast(), len, error) });
     bytes
 }
+
+/// A pointer that goes to another thread, as the header allows.
+pub(crate) struct Sent<T>(pub(crate) T);
+
+unsafe impl<T> Send for Sent<T> {}
+unsafe impl<T> Sync for Sent<T> {}

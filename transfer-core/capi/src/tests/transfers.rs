@@ -292,12 +292,6 @@ fn a_transfer_has_the_time_that_it_is_given() {
     unsafe { hr_xfer_free(xfer) };
 }
 
-/// A pointer that goes to another thread, as the header allows.
-struct Sent<T>(T);
-
-unsafe impl<T> Send for Sent<T> {}
-unsafe impl<T> Sync for Sent<T> {}
-
 #[test]
 fn handles_are_used_by_many_threads_at_once() {
     let pair = Sent(Pair::new(ALL, 8));
