@@ -26,13 +26,13 @@ use crate::counter::{Counter, Counters};
 use crate::dial::dial;
 use crate::driver::{Driver, Seat};
 use crate::error::{Error, Result};
-use crate::event::{Event, EventQueue, Signal, Taken};
+use crate::event::{Event, EventQueue, Taken};
 use crate::list::{LocalCore, LocalList};
 use crate::mem::{self, Guests, Ledger, Region, RegionOptions, RegionTable, Unnamed};
 use crate::peer::Peer;
 use crate::rates::CopyRate;
-use crate::shared::{Command, Posts, Shared, Stock};
-use crate::sync::{Followers, Lead, Wake};
+use crate::shared::{Command, POSTS_MAX, Shared, Stock};
+use crate::sync::{Followers, Lead, Queue, Signal, Wake};
 
 /// One endpoint: it owns registered memory, meets peers, and moves bytes to and from theirs.
 ///
@@ -114,7 +114,7 @@ impl Agent {
             events: EventQueue::new(config.events_max, Arc::clone(&signal)),
             signal,
             commands,
-            posts: Posts::new(),
+            posts: Queue::new(POSTS_MAX),
             stock: Stock::new(),
             copies: Copies::new(),
             wake: Arc::new(Wake::new()?),
@@ -258,7 +258,7 @@ impl Agent {
     /// A counter at zero, for peers to raise with their transfers.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] with 65536 of them.
+    /// [`Error::TooLarge`] with 65536 of them; [`Error::AgentClosed`].
     pub fn counter(&self) -> Result<Counter> {
         self.shared.counters.create()
     }

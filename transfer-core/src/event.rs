@@ -2,17 +2,15 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
-
-use transfer_sys::OsResult;
-use transfer_sys::poll::EventFd;
 
 use crate::clock;
 use crate::error::Error;
 use crate::peer::Peer;
+use crate::sync::Signal;
+use crate::sync::prim::{Condvar, Mutex, MutexGuard};
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -39,61 +37,40 @@ pub enum Event {
     },
 }
 
-/// A descriptor for those who watch many: readable once something has happened. There is none before somebody asks.
-#[derive(Debug, Default)]
-pub(crate) struct Signal(OnceLock<EventFd>);
-
-impl Signal {
-    pub(crate) fn set(&self) {
-        if let Some(event) = self.0.get() {
-            event.set();
-        }
-    }
-
-    /// The descriptor, set: what happened before it was asked for is not missed.
-    pub(crate) fn fd(&self) -> OsResult<BorrowedFd<'_>> {
-        if let Some(event) = self.0.get() {
-            return Ok(event.as_fd());
-        }
-        let event = EventFd::new()?;
-        event.set();
-        Ok(self.0.get_or_init(|| event).as_fd())
-    }
-}
-
 /// Events that wait for the application.
 #[derive(Debug)]
-pub(crate) struct EventQueue {
+pub(crate) struct EventQueue<E = Event> {
     max: usize,
-    state: Mutex<State>,
+    state: Mutex<State<E>>,
     came: Condvar,
     signal: Arc<Signal>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    events: VecDeque<Event>,
+#[derive(Debug)]
+struct State<E> {
+    events: VecDeque<E>,
     wakers: Vec<Waker>,
     /// The driver has stopped reading from peers, and wants to be woken when there is room.
     paused: bool,
 }
 
 /// An event, and whether the driver waits for the room that it leaves.
-pub(crate) struct Taken {
-    pub(crate) event: Option<Event>,
+pub(crate) struct Taken<E = Event> {
+    pub(crate) event: Option<E>,
     pub(crate) wake_driver: bool,
 }
 
-impl EventQueue {
+impl<E> EventQueue<E> {
     pub(crate) fn new(max: usize, signal: Arc<Signal>) -> Self {
-        Self { max, state: Mutex::default(), came: Condvar::new(), signal }
+        let state = State { events: VecDeque::new(), wakers: Vec::new(), paused: false };
+        Self { max, state: Mutex::new(state), came: Condvar::new(), signal }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<E>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn push(&self, event: Event) {
+    pub(crate) fn push(&self, event: E) {
         let mut state = self.lock();
         state.events.push_back(event);
         let wakers = std::mem::take(&mut state.wakers);
@@ -116,11 +93,11 @@ impl EventQueue {
         state.paused
     }
 
-    pub(crate) fn take(&self) -> Taken {
+    pub(crate) fn take(&self) -> Taken<E> {
         Self::take_from(&mut self.lock(), self.max)
     }
 
-    fn take_from(state: &mut State, max: usize) -> Taken {
+    fn take_from(state: &mut State<E>, max: usize) -> Taken<E> {
         let event = state.events.pop_front();
         // Half empty, so that the driver is not woken for every single place.
         let wake_driver = state.paused && state.events.len() <= max / 2;
@@ -130,7 +107,7 @@ impl EventQueue {
         Taken { event, wake_driver }
     }
 
-    pub(crate) fn wait(&self, timeout: Duration) -> Taken {
+    pub(crate) fn wait(&self, timeout: Duration) -> Taken<E> {
         let end = clock::end_of_wait(timeout);
         let mut state = self.lock();
         loop {
@@ -142,7 +119,7 @@ impl EventQueue {
         }
     }
 
-    pub(crate) async fn next(&self) -> Taken {
+    pub(crate) async fn next(&self) -> Taken<E> {
         poll_fn(|context| {
             let mut state = self.lock();
             let taken = Self::take_from(&mut state, self.max);
@@ -155,5 +132,86 @@ impl EventQueue {
             Poll::Pending
         })
         .await
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use std::future::Future as _;
+    use std::task::{Context, Wake};
+
+    use loom::sync::atomic::{AtomicUsize, Ordering};
+    use loom::thread;
+
+    use super::*;
+
+    fn queue(max: usize) -> Arc<EventQueue<u32>> {
+        Arc::new(EventQueue::new(max, Arc::default()))
+    }
+
+    fn pushes(queue: &Arc<EventQueue<u32>>, events: [u32; 2]) -> thread::JoinHandle<()> {
+        let queue = Arc::clone(queue);
+        thread::spawn(move || events.into_iter().for_each(|event| queue.push(event)))
+    }
+
+    #[test]
+    fn each_event_is_taken_once_and_in_order_and_wakes_one_who_waits() {
+        loom::model(|| {
+            let queue = queue(8);
+            let driver = pushes(&queue, [1, 2]);
+            let other = {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || queue.wait(Duration::MAX).event)
+            };
+            let ours = queue.wait(Duration::MAX).event;
+            let theirs = other.join().unwrap();
+            driver.join().unwrap();
+            let mut both = [ours, theirs];
+            both.sort_unstable();
+            assert_eq!(both, [Some(1), Some(2)]);
+            assert!(queue.take().event.is_none());
+        });
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_future_is_ready_or_woken() {
+        loom::model(|| {
+            let (queue, woken) = (queue(8), Arc::new(Woken::default()));
+            let driver = pushes(&queue, [1, 2]);
+            let waker = Waker::from(Arc::clone(&woken));
+            let mut next = std::pin::pin!(queue.next());
+            let poll = next.as_mut().poll(&mut Context::from_waker(&waker));
+            driver.join().unwrap();
+            match poll {
+                Poll::Ready(taken) => assert_eq!(taken.event, Some(1)),
+                Poll::Pending => assert_eq!(woken.0.load(Ordering::Relaxed), 1, "it sleeps over an event"),
+            }
+        });
+    }
+
+    /// A driver that finds the queue full goes to sleep, and is woken when there is room.
+    #[test]
+    fn a_driver_that_waits_for_room_is_woken() {
+        loom::model(|| {
+            let queue = queue(2);
+            queue.push(1);
+            queue.push(2);
+            let app = {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || [queue.take(), queue.take()].iter().any(|taken| taken.wake_driver))
+            };
+            let sleeps = queue.is_full();
+            let woken = app.join().unwrap();
+            assert!(!sleeps || woken, "it sleeps over an empty queue");
+        });
     }
 }

@@ -1,15 +1,14 @@
 //! What all handles of an agent share, and the commands that they send to its driver.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use transfer_proto::id::{CounterId, Incarnation, RailId, RegionId};
 use transfer_proto::plan::Path;
 use transfer_proto::proto::metadata::{AgentMetadata, RegionInfo};
@@ -25,12 +24,12 @@ use crate::config::Checked;
 use crate::counter::Counters;
 use crate::driver::{Driver, Seat, Wire};
 use crate::error::{Error, Result};
-use crate::event::{EventQueue, Signal};
+use crate::event::EventQueue;
 use crate::list::{LocalList, RemoteList};
 use crate::mem::{self, Guest, Guests, Ledger, PeerLedger, RegionCore, RegionTable, RemoteRegion};
 use crate::peer::{PeerCore, Ways};
 use crate::rates::CopyRate;
-use crate::sync::{Followers, Lead, Pool, Shelf, Wake};
+use crate::sync::{Followers, Lead, Pool, Queue, Shelf, Signal, Wake};
 use crate::xfer::{Done, XferCore, XferRef};
 
 /// A connection of either family.
@@ -170,52 +169,6 @@ const CORES_MAX: usize = 256;
 const INDICES_MAX: usize = 2 * CORES_MAX;
 const INDICES_LEN_MAX: usize = 1 << 16;
 
-/// Posted transfers on their way to the driver. Cost: no allocation, no lock.
-pub(crate) struct Posts {
-    queue: (Sender<Posted>, Receiver<Posted>),
-    /// There is no driver any more.
-    ended: AtomicBool,
-}
-
-impl fmt::Debug for Posts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Posts").field("count", &self.queue.1.len()).finish_non_exhaustive()
-    }
-}
-
-impl Posts {
-    pub(crate) fn new() -> Self {
-        Self { queue: crossbeam_channel::bounded(POSTS_MAX), ended: AtomicBool::new(false) }
-    }
-
-    /// For the driver, or given back where there is no room.
-    fn put(&self, posted: Posted) -> Result<(), Posted> {
-        // The queue has a receiver, here.
-        let put = self.queue.0.try_send(posted).map_err(TrySendError::into_inner);
-        // Who puts looks afterwards, and who ends empties the queue afterwards, so one of the two finds it.
-        fence(Ordering::SeqCst);
-        if self.ended.load(Ordering::Relaxed) {
-            self.drain();
-        }
-        put
-    }
-
-    pub(crate) fn take(&self) -> Option<Posted> {
-        self.queue.1.try_recv().ok()
-    }
-
-    /// There is no driver any more: what is here, or comes, ends as it is dropped.
-    pub(crate) fn end(&self) {
-        self.ended.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        self.drain();
-    }
-
-    fn drain(&self) {
-        while self.take().is_some() {}
-    }
-}
-
 /// What transfers are made of, kept from one to the next: posting and ending one allocates nothing once as many have
 /// been under way at a time as ever will be.
 #[derive(Debug)]
@@ -268,8 +221,8 @@ pub(crate) struct Shared {
     pub(crate) signal: Arc<Signal>,
     pub(crate) commands: Sender<Command>,
     pub(crate) wake: Arc<Wake>,
-    /// Transfers over sockets, for the driver.
-    pub(crate) posts: Posts,
+    /// Transfers over sockets, for the driver. Where there is none any more, they end as they are dropped.
+    pub(crate) posts: Queue<Posted>,
     pub(crate) stock: Stock,
     /// The driver, for the one thread that runs it.
     pub(crate) lead: Lead<Box<Driver>>,
@@ -334,6 +287,9 @@ impl Shared {
             if let Err(posted) = self.posts.put(Posted { core, _passes: passes, word }) {
                 let _sent = self.commands.send(Command::Post(Box::new(posted)));
             }
+            if self.posts.has_ended() {
+                self.drop_posts();
+            }
             self.look(here);
         } else if core.bytes > self.config.inline_bytes_max {
             Work::begin(self, &core, passes, word);
@@ -347,6 +303,11 @@ impl Shared {
             self.end_local(&core, passes, word, result);
         }
         Ok(())
+    }
+
+    /// There is no driver for them any more.
+    pub(crate) fn drop_posts(&self) {
+        while self.posts.take().is_some() {}
     }
 
     /// A transfer within this host has ended: lets go of its memory, then tells of it.

@@ -3,11 +3,10 @@
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
-use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use transfer_proto::desc::Selection;
@@ -19,11 +18,10 @@ use transfer_proto::proto::link::NotifError;
 use crate::backend::shm::Work;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::event::Signal;
 use crate::list::{LocalList, RemoteList};
 use crate::peer::Peer;
 use crate::shared::{Command, Shared, Stock, Word};
-use crate::sync::{Held, Reuse};
+use crate::sync::{Ending, Held, Reuse, Signal};
 
 /// Which way the bytes go, seen from the agent that posts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,9 +189,7 @@ pub(crate) struct XferCore {
     pub(crate) id: AtomicU64,
     /// What is left to do of it, where it goes within this host.
     pub(crate) work: Mutex<Option<Work>>,
-    has_ended: AtomicBool,
-    state: Mutex<State>,
-    changed: Condvar,
+    ending: Ending<Result<Done>>,
 }
 
 impl Deref for XferCore {
@@ -217,23 +213,8 @@ impl Reuse for XferCore {
         }
         self.stop = AtomicBool::new(false);
         self.id = AtomicU64::new(0);
-        self.has_ended = AtomicBool::new(false);
-        *self.state.get_mut().unwrap_or_else(PoisonError::into_inner) = State::default();
+        self.ending.reset();
     }
-}
-
-/// What the application wants done at the end.
-type Callback = Box<dyn FnOnce(Result<Done>) + Send>;
-
-#[derive(Default)]
-struct State {
-    outcome: Option<Result<Done>>,
-    waker: Option<Waker>,
-    callback: Option<Callback>,
-    /// Threads that wait for the condition.
-    waiting: u32,
-    /// One of them is asked to lead.
-    promoted: bool,
 }
 
 impl XferCore {
@@ -242,10 +223,6 @@ impl XferCore {
             stock.give_back(std::mem::take(spare));
         }
         self.setup = Some(setup);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Both sides, for the plan.
@@ -257,69 +234,36 @@ impl XferCore {
     /// The one terminal event, the first that is told; whether it was this one. From here on nothing touches the
     /// buffers (I1).
     pub(crate) fn finish_unless_told(&self, outcome: Result<Done>) -> bool {
-        let mut state = self.lock();
-        if state.outcome.is_some() {
-            return false;
+        let told = self.ending.tell(outcome);
+        if told {
+            self.signal.set();
         }
-        state.outcome = Some(outcome);
-        let (waker, waiting) = (state.waker.take(), state.waiting > 0);
-        self.has_ended.store(true, Ordering::Release);
-        drop(state);
-        if waiting {
-            self.changed.notify_all();
-        }
-        self.signal.set();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        true
+        told
     }
 
     /// Whether [`XferCore::call_back`] is due.
     pub(crate) fn has_callback(&self) -> bool {
-        self.lock().callback.is_some()
+        self.ending.has_callback()
     }
 
     /// Does what the application wants done at the end, once; without the lead, so that it may do anything.
     pub(crate) fn call_back(&self) {
-        let mut state = self.lock();
-        let (Some(outcome), Some(callback)) = (state.outcome.clone(), state.callback.take()) else { return };
-        drop(state);
-        // A thread that happens to drive the agent must not suffer from it.
-        if std::panic::catch_unwind(AssertUnwindSafe(|| callback(outcome))).is_err() {
-            tracing::error!("the application's callback for a transfer panicked");
-        }
+        self.ending.call_back();
     }
 
     /// Whether its outcome is there. Cost: one load.
     pub(crate) fn has_ended(&self) -> bool {
-        self.has_ended.load(Ordering::Acquire)
-    }
-
-    fn outcome(&self) -> Option<Result<Done>> {
-        if self.has_ended() { self.lock().outcome.clone() } else { None }
+        self.ending.has_come()
     }
 
     /// Waits until it has ended, or the thread is asked to lead, at most for `left`.
     pub(crate) fn follow(&self, left: Duration) {
-        let mut state = self.lock();
-        if state.outcome.is_none() && !state.promoted {
-            state.waiting += 1;
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            state.waiting -= 1;
-        }
-        state.promoted = false;
+        self.ending.follow(left);
     }
 
     /// Asks a thread that follows to lead.
     pub(crate) fn promote(&self) {
-        let mut state = self.lock();
-        state.promoted = true;
-        let waiting = state.waiting > 0;
-        drop(state);
-        if waiting {
-            self.changed.notify_one();
-        }
+        self.ending.promote();
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -348,7 +292,7 @@ impl Xfer {
         if drives && !self.core.has_ended() {
             self.agent.drive_once();
         }
-        self.core.outcome()
+        self.core.ending.outcome()
     }
 
     /// Waits for its end. Meanwhile the thread does what there is to do for it, so that nobody has to wake it: within
@@ -361,7 +305,7 @@ impl Xfer {
     pub fn wait(&self, timeout: Duration) -> Result<Done> {
         let end = clock::end_of_wait(timeout);
         loop {
-            if let Some(outcome) = self.core.outcome() {
+            if let Some(outcome) = self.core.ending.outcome() {
                 return outcome;
             }
             clock::left(end).ok_or(Error::WaitTimedOut(timeout))?;
@@ -382,10 +326,7 @@ impl Xfer {
     /// is one of the agent's or one that waits for a transfer. What takes long in it delays others; a panic in it is
     /// caught and logged. It takes the place of an earlier one. Cost: one allocation.
     pub fn on_done(&self, callback: impl FnOnce(Result<Done>) + Send + 'static) {
-        self.core.lock().callback = Some(Box::new(callback));
-        if self.core.has_ended() {
-            self.core.call_back();
-        }
+        self.core.ending.on_end(Box::new(callback));
     }
 
     /// Asks for its end. It is reached when nothing touches the buffers any more, and is told as
@@ -418,14 +359,7 @@ impl Future for Xfer {
     type Output = Result<Done>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.core.lock();
-        match &state.outcome {
-            Some(outcome) => Poll::Ready(outcome.clone()),
-            None => {
-                state.waker = Some(context.waker().clone());
-                Poll::Pending
-            }
-        }
+        self.core.ending.poll(context.waker()).map_or(Poll::Pending, Poll::Ready)
     }
 }
 
@@ -449,7 +383,7 @@ impl fmt::Debug for Xfer {
             .field("op", &core.op)
             .field("bytes", &core.bytes)
             .field("path", &core.remote.path())
-            .field("outcome", &self.core.outcome())
+            .field("outcome", &self.core.ending.outcome())
             .finish_non_exhaustive()
     }
 }

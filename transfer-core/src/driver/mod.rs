@@ -74,6 +74,7 @@ struct PostsEnd(Arc<Shared>);
 impl Drop for PostsEnd {
     fn drop(&mut self) {
         self.0.posts.end();
+        self.0.drop_posts();
     }
 }
 

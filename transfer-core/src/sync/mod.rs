@@ -2,29 +2,49 @@
 //! (`ci/loom`).
 
 mod doorbell;
+mod ending;
 mod followers;
 mod lead;
+#[cfg(loom)]
+mod loom_channel;
 mod pool;
+mod queue;
+mod signal;
 mod wake;
 
 use doorbell::Doorbell;
+pub(crate) use ending::Ending;
 pub(crate) use followers::Followers;
 pub(crate) use lead::{Lead, Leading};
 pub(crate) use pool::{Held, Pool, Reuse, Shelf};
+pub(crate) use queue::Queue;
+pub(crate) use signal::Signal;
 pub(crate) use wake::Wake;
 
 /// The primitives: loom's own where it tries the interleavings.
 pub(crate) mod prim {
     #[cfg(loom)]
-    pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+    pub(crate) mod channel {
+        pub(crate) use super::super::loom_channel::{Receiver, Sender, bounded};
+    }
+    #[cfg(not(loom))]
+    pub(crate) mod channel {
+        pub(crate) use crossbeam_channel::{Receiver, Sender, bounded};
+    }
     #[cfg(loom)]
-    pub(crate) use loom::sync::{Arc, Mutex, MutexGuard};
+    pub(crate) use loom::sync::atomic::{
+        AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    #[cfg(loom)]
+    pub(crate) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
     #[cfg(loom)]
     pub(crate) use loom::thread::yield_now;
     #[cfg(not(loom))]
-    pub(crate) use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+    pub(crate) use std::sync::atomic::{
+        AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
     #[cfg(not(loom))]
-    pub(crate) use std::sync::{Arc, Mutex, MutexGuard};
+    pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
     #[cfg(not(loom))]
     pub(crate) use std::thread::yield_now;
 }

@@ -4,8 +4,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc as Owner, Weak};
 
-use crossbeam_channel::{Receiver, Sender};
-
+use super::prim::channel::{Receiver, Sender, bounded};
 use super::prim::{Arc, AtomicUsize, Ordering, yield_now};
 
 /// Both ends of a queue.
@@ -18,7 +17,7 @@ pub(crate) struct Pool<T> {
 
 impl<T> Pool<T> {
     pub(crate) fn new(max: usize) -> Self {
-        Self { kept: Owner::new(crossbeam_channel::bounded(max)) }
+        Self { kept: Owner::new(bounded(max)) }
     }
 
     /// A used one, where there is one.
@@ -192,18 +191,24 @@ mod loom_tests {
         }
     }
 
-    /// Whoever is last clears it after all others have looked for the last time.
+    /// Whoever is last clears it after all others have looked for the last time, and whoever has it next fills it after
+    /// that.
     #[test]
-    fn nobody_looks_at_it_any_more_when_it_is_cleared() {
+    fn nobody_looks_at_it_any_more_when_it_is_cleared_or_filled_anew() {
         loom::model(|| {
-            let shelf = Shelf::<Thing>::new(1);
+            let shelf = Arc::new(Shelf::<Thing>::new(1));
             let held = shelf.hold(|_| {});
             let other = held.clone();
             let thread = loom::thread::spawn(move || other.0.with(|_| ()));
+            let next = {
+                let shelf = Arc::clone(&shelf);
+                loom::thread::spawn(move || drop(shelf.hold(|thing| thing.0.with_mut(|_| ()))))
+            };
             held.0.with(|_| ());
             drop(held);
             thread.join().unwrap();
-            assert!(shelf.take().is_some());
+            next.join().unwrap();
+            assert!(shelf.take().is_some_and(|mut slot| Arc::get_mut(&mut slot).is_some()), "one came back");
         });
     }
 }

@@ -15,10 +15,8 @@ mod moves;
 mod work;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
 use transfer_proto::proto::xfer::Failure;
 use transfer_sys::OsError;
 use transfer_sys::copy::{self, Stores};
@@ -29,6 +27,7 @@ use self::moves::{Batch, move_all, move_batch};
 pub(crate) use self::work::Work;
 use crate::error;
 use crate::shared::Shared;
+use crate::sync::{Pool, Queue};
 use crate::xfer::{XferCore, XferRef};
 
 /// Transfers that wait for a copying thread. Whoever posts one more copies it by himself.
@@ -47,44 +46,42 @@ enum Order {
 /// The transfers within this host that are under way.
 #[derive(Debug)]
 pub(crate) struct Copies {
-    /// Each transfer with slices that nobody has taken is in here once.
-    open: (Sender<Order>, Receiver<Order>),
-    batches: (Sender<Batch>, Receiver<Batch>),
+    /// Each transfer with slices that nobody has taken is in here once. It ends with the agent, and every transfer with
+    /// it.
+    open: Queue<Order>,
+    batches: Pool<Batch>,
     /// A transfer of at least so many bytes goes past the caches.
     stream_bytes_min: u64,
     /// Where the machine has several nodes of memory.
     nodes: Option<Nodes>,
-    closing: AtomicBool,
 }
 
 impl Copies {
     pub(crate) fn new() -> Self {
         Self {
-            open: crossbeam_channel::bounded(OPEN_MAX),
-            batches: crossbeam_channel::bounded(BATCHES_MAX),
+            open: Queue::new(OPEN_MAX),
+            batches: Pool::new(BATCHES_MAX),
             // Half the cache for both sides of it together: beyond that they drive each other out, and others' work too.
             stream_bytes_min: copy::cache_bytes() as u64 / 4,
             nodes: Nodes::several(),
-            closing: AtomicBool::new(false),
         }
     }
 
     /// Copies a whole transfer in the calling thread. Cost: no allocation, no lock.
     pub(crate) fn copy_all(&self, core: &XferCore) -> Result<u64, Failure> {
-        let mut batch = self.batch();
+        let mut batch = self.batches.take().unwrap_or_default();
         let moved = move_all(core, self.stores(core), &mut batch);
-        self.keep(batch);
+        self.batches.give(batch);
         moved
     }
 
     /// Has a transfer copied, whose work was begun. Cost: no allocation; a syscall where a copying thread sleeps.
     pub(crate) fn post(&self, agent: &Shared, core: XferRef) {
-        // This value holds the receiver too, so the channel stands.
-        if let Err(TrySendError::Full(Order::Copy(core))) = self.open.0.try_send(Order::Copy(core)) {
+        if let Err(Order::Copy(core)) = self.open.put(Order::Copy(core)) {
             self.help(agent, &core, || false);
         }
         // The threads may have ended before they could see it.
-        if self.is_closing() {
+        if self.open.has_ended() {
             self.drain(agent);
         }
     }
@@ -92,23 +89,18 @@ impl Copies {
     /// Copies slices of a transfer in the calling thread, until there are none that nobody has taken, or `enough`
     /// says so, which is asked before each slice.
     pub(crate) fn help(&self, agent: &Shared, core: &XferCore, mut enough: impl FnMut() -> bool) {
-        let mut batch = self.batch();
+        let mut batch = self.batches.take().unwrap_or_default();
         while !enough() && self.copy_slice(agent, core, &mut batch) {}
-        self.keep(batch);
+        self.batches.give(batch);
     }
 
     fn stores(&self, core: &XferCore) -> Stores {
         if core.bytes < self.stream_bytes_min { Stores::Cached } else { Stores::Streaming }
     }
 
-    /// Whether the agent ends, and every transfer with it.
-    fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::SeqCst)
-    }
-
     /// Takes a slice and copies it; false where there was none.
     fn copy_slice(&self, agent: &Shared, core: &XferCore, batch: &mut Batch) -> bool {
-        let Some(post) = work::take_slice(agent, core, self.is_closing(), batch) else { return false };
+        let Some(post) = work::take_slice(agent, core, self.open.has_ended(), batch) else { return false };
         let result = move_batch(core, self.stores(core), batch).map(|()| post.bytes);
         work::complete(agent, core, post, result);
         true
@@ -117,15 +109,17 @@ impl Copies {
     /// What a copying thread does.
     fn run(&self, agent: &Shared) {
         let (mut batch, mut near) = (Batch::default(), None);
-        while let Ok(Order::Copy(core)) = self.open.1.recv() {
-            let Some(post) = work::take_slice(agent, &core, self.is_closing(), &mut batch) else { continue };
+        while let Some(Order::Copy(core)) = self.open.wait() {
+            let Some(post) = work::take_slice(agent, &core, self.open.has_ended(), &mut batch) else {
+                continue;
+            };
             // Before the copy, so that another thread can take the next slice; and behind the other transfers, so
             // that each moves on, and is looked at when its deadline comes.
-            let back = self.open.0.try_send(Order::Copy(core.clone()));
+            let back = self.open.put(Order::Copy(core.clone()));
             self.go_near(&core, &batch, &mut near);
             let result = move_batch(&core, self.stores(&core), &mut batch).map(|()| post.bytes);
             work::complete(agent, &core, post, result);
-            if let Err(TrySendError::Full(Order::Copy(core))) = back {
+            if let Err(Order::Copy(core)) = back {
                 while self.copy_slice(agent, &core, &mut batch) {}
             }
         }
@@ -145,20 +139,11 @@ impl Copies {
 
     /// Ends the transfers that no thread has taken.
     fn drain(&self, agent: &Shared) {
-        for order in self.open.1.try_iter() {
+        while let Some(order) = self.open.take() {
             if let Order::Copy(core) = order {
                 self.help(agent, &core, || false);
             }
         }
-    }
-
-    fn batch(&self) -> Batch {
-        self.batches.1.try_recv().unwrap_or_default()
-    }
-
-    /// Keeps the memory of a batch for its next user, unless there is enough of it.
-    fn keep(&self, batch: Batch) {
-        let _kept = self.batches.0.try_send(batch);
     }
 }
 
@@ -185,10 +170,10 @@ impl CopyThreads {
 impl Drop for CopyThreads {
     fn drop(&mut self) {
         let copies = &self.agent.copies;
-        copies.closing.store(true, Ordering::SeqCst);
+        copies.open.end();
         for _ in &self.threads {
             // A thread that takes a transfer now ends it, so there will be room.
-            let _told = copies.open.0.send(Order::End);
+            copies.open.put_when_there_is_room(Order::End);
         }
         for thread in self.threads.drain(..) {
             // A panic there was told on its own thread.
