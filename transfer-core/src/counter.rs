@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use transfer_proto::id::CounterId;
 
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::event::Signal;
+use crate::sync::Signal;
+use crate::sync::prim::{Condvar, Mutex, MutexGuard};
 
 /// The most counters of one agent.
 const COUNTERS_MAX: usize = 1 << 16;
@@ -146,6 +147,8 @@ pub(crate) struct Counters {
 struct Slots {
     slots: Vec<(u32, Option<Arc<Cell>>)>,
     free: Vec<u32>,
+    /// The agent is gone: there are no new ones.
+    closed: bool,
 }
 
 impl Counters {
@@ -161,9 +164,12 @@ impl Counters {
     /// A new counter at zero.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] with as many as an agent may have.
+    /// [`Error::TooLarge`] with as many as an agent may have; [`Error::AgentClosed`].
     pub(crate) fn create(self: &Arc<Self>) -> Result<Counter> {
         let mut slots = self.lock();
+        if slots.closed {
+            return Err(Error::AgentClosed);
+        }
         let slot = match slots.free.pop() {
             Some(slot) => slot,
             None if slots.slots.len() < COUNTERS_MAX => {
@@ -207,7 +213,10 @@ impl Counters {
 
     /// The agent is gone: nobody waits in vain.
     pub(crate) fn close(&self) {
-        let cells: Vec<_> = self.lock().slots.iter().filter_map(|(_, cell)| cell.clone()).collect();
+        let mut slots = self.lock();
+        slots.closed = true;
+        let cells: Vec<_> = slots.slots.iter().filter_map(|(_, cell)| cell.clone()).collect();
+        drop(slots);
         cells.iter().for_each(|cell| cell.change(|state| state.closed = true));
     }
 }
@@ -245,6 +254,122 @@ mod tests {
             assert!(matches!(waits.join().unwrap(), Err(Error::AgentClosed)));
         });
         assert!(matches!(counter.wait(11, Duration::ZERO), Err(Error::AgentClosed)));
+        assert!(matches!(counters.create(), Err(Error::AgentClosed)));
         assert_eq!(counter.wait(10, Duration::ZERO).unwrap(), 10);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use std::future::Future as _;
+    use std::pin::pin;
+    use std::task::{Context, Wake};
+
+    use loom::cell::UnsafeCell;
+    use loom::sync::atomic::{AtomicUsize, Ordering};
+    use loom::thread;
+
+    use super::*;
+
+    /// A counter, and two layers that are written before it is raised for them.
+    struct Layers {
+        counters: Arc<Counters>,
+        counter: Counter,
+        memory: [UnsafeCell<()>; 2],
+    }
+
+    impl Layers {
+        fn new() -> Arc<Self> {
+            let counters = Arc::new(Counters::default());
+            let counter = counters.create().unwrap();
+            Arc::new(Self { counters, counter, memory: std::array::from_fn(|_| UnsafeCell::new(())) })
+        }
+
+        fn arrives(self: &Arc<Self>, layer: usize) -> thread::JoinHandle<()> {
+            let layers = Arc::clone(self);
+            thread::spawn(move || {
+                layers.memory[layer].with_mut(|_| ());
+                assert!(layers.counters.bump(layers.counter.id(), 1));
+            })
+        }
+    }
+
+    #[test]
+    fn whoever_waits_for_n_is_woken_and_sees_what_the_n_brought() {
+        loom::model(|| {
+            let layers = Layers::new();
+            let arrivals = [layers.arrives(0), layers.arrives(1)];
+            assert_eq!(layers.counter.wait(2, Duration::MAX).unwrap(), 2);
+            layers.memory.iter().for_each(|memory| memory.with(|_| ()));
+            arrivals.into_iter().for_each(|thread| thread.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn whoever_reads_n_sees_what_the_n_brought() {
+        loom::model(|| {
+            let layers = Layers::new();
+            let arrival = layers.arrives(0);
+            if layers.counter.get() == 1 {
+                layers.memory[0].with(|_| ());
+            }
+            arrival.join().unwrap();
+        });
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_future_is_ready_or_woken() {
+        loom::model(|| {
+            let (layers, woken) = (Layers::new(), Arc::new(Woken::default()));
+            let arrival = layers.arrives(0);
+            let waker = Waker::from(Arc::clone(&woken));
+            let mut reached = pin!(layers.counter.reached(1));
+            let poll = reached.as_mut().poll(&mut Context::from_waker(&waker));
+            arrival.join().unwrap();
+            assert!(poll.is_ready() || woken.0.load(Ordering::Relaxed) == 1, "it sleeps at its goal");
+        });
+    }
+
+    /// One that is made while the agent ends is no exception.
+    #[test]
+    fn nobody_waits_for_a_counter_of_an_agent_that_is_gone() {
+        loom::model(|| {
+            let counters = Arc::new(Counters::default());
+            let end = {
+                let counters = Arc::clone(&counters);
+                thread::spawn(move || counters.close())
+            };
+            if let Ok(counter) = counters.create() {
+                assert!(matches!(counter.wait(1, Duration::MAX), Err(Error::AgentClosed)));
+            }
+            end.join().unwrap();
+        });
+    }
+
+    /// The last handle goes while a transfer arrives: its successor at the same place is not raised.
+    #[test]
+    fn a_counter_that_goes_is_raised_or_gone() {
+        loom::model(|| {
+            let counters = Arc::new(Counters::default());
+            let old = counters.create().unwrap();
+            let id = old.id();
+            let arrival = {
+                let counters = Arc::clone(&counters);
+                thread::spawn(move || counters.bump(id, 1))
+            };
+            drop(old);
+            let new = counters.create().unwrap();
+            let _raised = arrival.join().unwrap();
+            assert_eq!((new.id().slot(), new.get()), (id.slot(), 0));
+        });
     }
 }
