@@ -6,12 +6,13 @@
  *
  *     hr_agent_create()                              one agent in each process
  *     hr_agent_alloc(), hr_agent_register()          memory for the KV cache
- *     hr_agent_metadata() -> hr_agent_add_peer()     one side carries its blob to the other; or hr_agent_connect()
+ *     hr_agent_metadata() -> hr_agent_add_peer()     one side carries its blob to the other; or hr_agent_connect(),
+ *                                                    or both look into a directory: hr_agent_publish()
  *     hr_agent_prepare(), hr_peer_prepare()          the pages of both sides, checked once
  *     hr_peer_write(), hr_peer_read()                moves a selection of them
  *     hr_xfer_wait(), hr_agent_wait_event()          until it is done; until the peer's notification is here
  *     hr_agent_counter(), hr_counter_wait()          until n layers are here, without a notification for each
- *     hr_agent_event_fd()                            all of that in an epoll(7) loop
+ *     hr_xfer_on_done(), hr_agent_event_fd()         a callback for a transfer; all of that in an epoll(7) loop
  *
  * Failures. A function that can fail returns an hr_status_t and takes an `hr_error_t **error` at the end, which may be
  * NULL. Else it is written each time: NULL, or an error object to be freed with hr_error_free(), where the status is
@@ -28,8 +29,8 @@
  *
  * Threads. Every function may be called from any thread, at the same time with the same handles, with one exception:
  * hr_agent_destroy() and the functions that end in _free have to be the last call with their handle, and to begin when
- * all others with it have returned. Functions block only where their comment says so. No function calls back into the
- * application. Agents do not survive fork(2).
+ * all others with it have returned. Functions block only where their comment says so. The application is called back
+ * only where it asked for it, by hr_xfer_on_done(). Agents do not survive fork(2).
  *
  * Values. Text is UTF-8 and ends with a NUL. Sizes and offsets are in bytes, times in nanoseconds; HR_FOREVER is a
  * timeout without end. Structs that begin with a size field grow at their end in later versions: fill them with their
@@ -77,7 +78,7 @@
 
 // How a call ended. Zero and above is no failure. The hundreds say what the caller can do:
 // -1xx mend the call; -2xx not to be had here; -3xx try again, perhaps elsewhere; -4xx it was ended, from here or
-// by the owner of the memory; -5xx a fault of this machine; -6xx a fault of the library. Values never change their
+// by whom it belongs to; -5xx a fault of this machine; -6xx a fault of the library. Values never change their
 // meaning.
 typedef enum {
     // Done.
@@ -110,7 +111,7 @@ typedef enum {
     HR_PROTOCOL = -202,
     // Every path to the peer is ruled out; the message says why each.
     HR_NO_PATH = -203,
-    // The peer has no region of that label.
+    // The peer has no region of that label, or the directory no agent of that name.
     HR_NOT_FOUND = -204,
     // A key is missing on one of the two sides, or they are on two hosts and neither has one.
     HR_AUTH_REQUIRED = -205,
@@ -142,6 +143,8 @@ typedef enum {
     // What the peer had there is not there any more: it has revoked a block that the transfer touches. Bytes that were
     // read are not to be used; ask the peer anew.
     HR_STALE = -403,
+    // The name in the directory belongs to another agent now, or to another life of this one, which registered later.
+    HR_SUPERSEDED = -404,
     // A system call failed; see hr_error_os_code().
     HR_OS = -501,
     // The library failed in itself, which is a bug of it; the message says where. Handles of the call may be freed.
@@ -214,6 +217,10 @@ typedef struct hr_agent_t hr_agent_t;
 // are sent one after the other, or that n of them are, if they are sent at once.
 typedef struct hr_counter_t hr_counter_t;
 
+// Maps names of agents to their metadata. What it says is a hint: whoever looks an agent up goes to it, and the agent
+// itself says who it is. So a stale or forged entry costs a failed connection.
+typedef struct hr_directory_t hr_directory_t;
+
 // What failed. Made by the call that failed, for whoever passed it an `hr_error_t **`; freed with hr_error_free().
 typedef struct hr_error_t hr_error_t;
 
@@ -225,6 +232,9 @@ typedef struct hr_peer_t hr_peer_t;
 
 // Registered memory of an agent. Peers that were met may access it at any time.
 typedef struct hr_region_t hr_region_t;
+
+// An agent's place in a directory, renewed until it is freed. A name belongs to whoever published last.
+typedef struct hr_registration_t hr_registration_t;
 
 // A list over regions of a peer, checked, bound, and with its path chosen once.
 typedef struct hr_remote_list_t hr_remote_list_t;
@@ -344,6 +354,20 @@ typedef struct {
     char label[HR_LABEL_SIZE];
 } hr_region_info_t;
 
+// A transfer that is done.
+typedef struct {
+    // Bytes that were moved.
+    uint64_t bytes;
+    // From posting to the last byte in place, in nanoseconds.
+    uint64_t elapsed_ns;
+    // The path that they took.
+    hr_path_t path;
+} hr_done_t;
+
+// What hr_xfer_on_done() has called: `data` as it was given there, how the transfer ended as hr_xfer_poll() would say
+// it, and what goes with that: `done` for HR_OK, `error` below zero, else NULL. Both are gone when it returns.
+typedef void (*hr_xfer_callback_t)(void *data, hr_status_t status, const hr_done_t *done, const hr_error_t *error);
+
 // How a transfer is done. hr_xfer_options_init() fills in the defaults; every field but size is 0 or NULL then. What it
 // points to is copied while posting.
 typedef struct {
@@ -370,16 +394,6 @@ typedef struct {
     // By how much. 0: no counter is raised.
     uint64_t bump_by;
 } hr_xfer_options_t;
-
-// A transfer that is done.
-typedef struct {
-    // Bytes that were moved.
-    uint64_t bytes;
-    // From posting to the last byte in place, in nanoseconds.
-    uint64_t elapsed_ns;
-    // The path that they took.
-    hr_path_t path;
-} hr_done_t;
 
 // Something that happened. Made by the library only, so that it may grow at its end; freed with hr_event_free(), and
 // with it everything that it points to.
@@ -662,6 +676,20 @@ hr_status_t hr_peer_explain(const hr_peer_t *peer,
                             char **text,
                             hr_error_t **error);
 
+// Has `callback` called with `data` when the transfer ends, exactly once; at once where it has ended already. A
+// transfer takes one callback. NULL is none.
+//
+// It is called by the thread that brings the end: one of the agent's, or one that is in a function of this library,
+// such as this one, hr_xfer_wait(), hr_xfer_cancel() or hr_xfer_free(). It holds no lock, so it may call any function
+// but hr_agent_destroy(), and may free this transfer, if nobody else uses or frees it. What takes long in it delays
+// other transfers. It must return: an exception or a longjmp(3) out of it ends the process, or worse.
+//
+// When hr_xfer_free() returns, the callback has been called and has returned, unless hr_xfer_free() was called by the
+// callback. A transfer that had not ended is cancelled by that, so the callback is told HR_CANCELLED. So `data` may be
+// freed in the callback, or behind hr_xfer_free(). hr_xfer_wait() may return while the callback still runs.
+// Costs one allocation. Errors: HR_INVALID_ARGUMENT for a second callback.
+hr_status_t hr_xfer_on_done(hr_xfer_t *xfer, hr_xfer_callback_t callback, void *data, hr_error_t **error);
+
 // Fills in the defaults. Call it as hr_xfer_options_init(&options, sizeof options). HR_INVALID_ARGUMENT for NULL and
 // for a size that is none.
 hr_status_t hr_xfer_options_init(hr_xfer_options_t *options, size_t size);
@@ -704,7 +732,8 @@ hr_status_t hr_xfer_cancel(hr_xfer_t *xfer, hr_error_t **error);
 hr_path_t hr_xfer_path(const hr_xfer_t *xfer);
 
 // Frees a transfer. One that goes on is cancelled, and the call blocks until nothing touches its memory any more; that
-// is at once, unless a slice is just being moved. NULL is fine.
+// is at once, unless a slice is just being moved. Its callback has been called and has returned then; see
+// hr_xfer_on_done(). NULL is fine.
 void hr_xfer_free(hr_xfer_t *xfer);
 
 // A counter at zero. An agent has room for 65536. Free it with hr_counter_free().
@@ -750,6 +779,57 @@ hr_status_t hr_agent_event_fd(hr_agent_t *agent, int *fd, hr_error_t **error);
 
 // Frees an event and what it points to. NULL is fine.
 void hr_event_free(hr_event_t *event);
+
+// A directory within this process, for tests and for agents that share one; each call makes another one. No function
+// waits for it. Free it with hr_directory_free().
+hr_status_t hr_directory_memory(hr_directory_t **directory, hr_error_t **error);
+
+// The directory in a folder that its users share, on one host or by a network file system; the folder is made if it is
+// not there. It holds one file for each agent, and what killed processes leave blocks nobody. Whoever may write to the
+// folder may remove and replace entries. The clocks of hosts that share it must agree to well within `ttl_ns` of
+// hr_agent_publish(). Functions that use it block for up to five seconds, or as the file system does.
+// Free it with hr_directory_free().
+// Errors: HR_DIRECTORY or HR_OS where the folder cannot be made.
+hr_status_t hr_directory_folder(const char *path, hr_directory_t **directory, hr_error_t **error);
+
+// Frees a directory. Registrations in it stay. NULL is fine.
+void hr_directory_free(hr_directory_t *directory);
+
+// Registers the agent under its name, with what hr_agent_metadata() says now, and takes the name from whoever has it.
+// The entry is renewed until the registration is freed, and outlives the last renewal by `ttl_ns` nanoseconds, 100 ms
+// to 24 hours. Blocks as the directory does. Free it with hr_registration_free(), best before hr_agent_destroy(): it
+// does not end with the agent, and those who follow the entry would find nobody.
+// Errors: HR_INVALID_CONFIG for a ttl_ns out of range; HR_INVALID_ARGUMENT for a name that the directory cannot hold;
+// HR_SUPERSEDED where another agent took the name meanwhile; HR_DIRECTORY, HR_OS.
+hr_status_t hr_agent_publish(const hr_agent_t *agent,
+                             hr_directory_t *directory,
+                             uint64_t ttl_ns,
+                             hr_registration_t **registration,
+                             hr_error_t **error);
+
+// Looks `name` up and connects to the agent, or gives the peer where it is connected already. Blocks as the directory
+// does, then as hr_agent_connect(). It tries once. Free the peer with hr_peer_free().
+// Errors: HR_NOT_FOUND where nobody of that name is registered; HR_DIRECTORY, HR_OS; as hr_agent_add_peer(), so
+// HR_UNREACHABLE where the entry is of an agent that is gone.
+hr_status_t hr_agent_connect_by_name(hr_agent_t *agent,
+                                     const hr_directory_t *directory,
+                                     const char *name,
+                                     hr_peer_t **peer,
+                                     hr_error_t **error);
+
+// Whether the entry stands, as of the last renewal. Costs a lock, and waits for nothing.
+// Errors: HR_SUPERSEDED, which lasts: another agent, or another life of this one, has taken the name, and this
+// registration touches its entry no more. HR_DIRECTORY, HR_OS: tried again at the next renewal.
+hr_status_t hr_registration_check(const hr_registration_t *registration, hr_error_t **error);
+
+// Publishes what the agent says of itself now. Peers that are connected learn of new regions by themselves; this is for
+// those who come later and want to see them in the directory. Blocks as the directory does.
+// Errors: HR_WRONG_AGENT for another agent than the registered one; HR_SUPERSEDED, HR_DIRECTORY, HR_OS.
+hr_status_t hr_registration_update(hr_registration_t *registration, const hr_agent_t *agent, hr_error_t **error);
+
+// Removes the entry, if the name still belongs to it, and frees the registration. Blocks as the directory does; where
+// that fails, the entry ends with its time to live. NULL is fine.
+void hr_registration_free(hr_registration_t *registration);
 
 #ifdef __cplusplus
 }  // extern "C"

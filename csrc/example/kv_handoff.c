@@ -3,13 +3,16 @@
  *
  *     cc kv_handoff.c $(pkg-config --cflags --libs headrace) -o kv_handoff && ./kv_handoff
  *
- * Prefill and decode are two processes with a paged KV cache each. Block numbers differ on the two sides, as they do
- * between two engines. There are two ways to hand a request over, and this program goes both:
+ * Prefill and decode are two processes with a paged KV cache each: LAYERS layers of BLOCKS blocks. Block numbers differ
+ * on the two sides, as they do between two engines. There are two ways to hand a request over, and this program goes
+ * both:
  *
- *     request 1, pushed:  prefill WRITEs its blocks into those that decode has chosen; a notification tells decode
- *     request 2, pulled:  decode READs prefill's blocks; a notification tells prefill that it may reuse them
+ *     request 1, pushed:  prefill WRITEs each layer when it is computed, into blocks that decode has chosen, and each
+ *                         raises a counter of decode's by one; so decode begins with layer 0 while prefill still runs
+ *     request 2, pulled:  decode READs prefill's blocks, all layers at once; a notification tells prefill that it may
+ *                         reuse them
  *
- * Afterwards each side checks every byte of its cache. The exit status is 0 when all is well.
+ * Afterwards each side has checked every byte. The exit status is 0 when all is well.
  */
 #define _POSIX_C_SOURCE 200809L
 
@@ -23,7 +26,8 @@
 
 #include <headrace.h>
 
-enum { BLOCK_BYTES = 16 << 10, BLOCKS = 64, REQUEST_BLOCKS = 6 };
+enum { LAYERS = 8, BLOCKS = 64, BLOCK_BYTES = 4 << 10, REQUEST_BLOCKS = 6 };
+enum { PAGES = LAYERS * BLOCKS, LAYER_BYTES = BLOCKS * BLOCK_BYTES, REQUEST_PAGES = LAYERS * REQUEST_BLOCKS };
 
 /* Which blocks the two engines happened to have free. */
 static const uint32_t PREFILL_1[REQUEST_BLOCKS] = {9, 2, 33, 34, 35, 50};
@@ -51,14 +55,21 @@ static void check(hr_status_t status, hr_error_t **error, const char *what)
     exit(1);
 }
 
-/* What prefill computes for a block: another value at each place. Decode's cache begins with zeros. */
-static uint8_t kv_byte(uint32_t block, uint32_t at)
+/* What prefill computes: another value at each place. Decode's cache begins with zeros. */
+static uint8_t kv_byte(uint32_t layer, uint32_t block, uint32_t at)
 {
-    return (uint8_t)(1 + (block * 131 + at * 7 + at / 256) % 255);
+    return (uint8_t)(1 + (layer * 59 + block * 131 + at * 7 + at / 256) % 255);
 }
 
-/* Compares the whole cache, byte by byte, with what has to be in block `to[i]`: block `from[i]` of prefill. */
-static void check_cache(const uint8_t *cache, const uint32_t *from, const uint32_t *to, uint32_t count)
+static void compute_layer(uint8_t *cache, uint32_t layer)
+{
+    for (uint32_t i = 0; i < LAYER_BYTES; i++) {
+        cache[(size_t)layer * LAYER_BYTES + i] = kv_byte(layer, i / BLOCK_BYTES, i % BLOCK_BYTES);
+    }
+}
+
+/* Compares a layer, byte by byte, with what has to be in block `to[i]`: block `from[i]` of prefill; else zeros. */
+static void check_layer(const uint8_t *cache, uint32_t layer, const uint32_t *from, const uint32_t *to, uint32_t count)
 {
     for (uint32_t block = 0; block < BLOCKS; block++) {
         int64_t source = -1;
@@ -66,12 +77,21 @@ static void check_cache(const uint8_t *cache, const uint32_t *from, const uint32
             source = to[i] == block ? (int64_t)from[i] : source;
         }
         for (uint32_t at = 0; at < BLOCK_BYTES; at++) {
-            uint8_t expected = source < 0 ? 0 : kv_byte((uint32_t)source, at);
-            if (cache[(size_t)block * BLOCK_BYTES + at] != expected) {
-                fprintf(stderr, "%s: block %u is wrong at byte %u\n", role, (unsigned)block, (unsigned)at);
+            uint8_t expected = source < 0 ? 0 : kv_byte(layer, (uint32_t)source, at);
+            if (cache[(size_t)layer * LAYER_BYTES + (size_t)block * BLOCK_BYTES + at] != expected) {
+                fprintf(stderr, "%s: block %u of layer %u is wrong at byte %u\n", role, (unsigned)block,
+                        (unsigned)layer, (unsigned)at);
                 exit(1);
             }
         }
+    }
+}
+
+/* Numbers of a request's pages in a list of the whole cache, from one layer on. */
+static void pages_of(uint32_t first_layer, uint32_t layers, const uint32_t *blocks, uint32_t *pages)
+{
+    for (uint32_t i = 0; i < layers * REQUEST_BLOCKS; i++) {
+        pages[i] = (first_layer + i / REQUEST_BLOCKS) * BLOCKS + blocks[i % REQUEST_BLOCKS];
     }
 }
 
@@ -92,14 +112,27 @@ static hr_region_t *create_cache(hr_agent_t *agent)
 {
     hr_error_t *error;
     hr_region_t *cache;
-
     hr_region_options_t options;
 
     hr_region_options_init(&options, sizeof options);
     options.block_bytes = BLOCK_BYTES; /* each block can be revoked by itself */
-    check(hr_agent_alloc(agent, (uint64_t)BLOCKS * BLOCK_BYTES, "kv", &options, &cache, &error), &error,
+    check(hr_agent_alloc(agent, (uint64_t)LAYERS * LAYER_BYTES, "kv", &options, &cache, &error), &error,
           "allocate the cache");
     return cache;
+}
+
+/* Both caches as lists of all their pages, prepared once; a transfer selects pages by number. */
+static void prepare(hr_agent_t *agent, hr_region_t *cache, hr_peer_t *peer, hr_list_t **local,
+                    hr_remote_list_t **remote)
+{
+    hr_error_t *error;
+    hr_region_info_t info;
+
+    check(hr_peer_region(peer, "kv", &info, &error), &error, "find the peer's cache");
+    hr_desc_t ours = hr_desc_strided(hr_region_id(cache), 0, BLOCK_BYTES, BLOCK_BYTES, PAGES);
+    hr_desc_t theirs = hr_desc_strided(info.id, 0, BLOCK_BYTES, BLOCK_BYTES, PAGES);
+    check(hr_agent_prepare(agent, &ours, 1, local, &error), &error, "prepare our cache");
+    check(hr_peer_prepare(peer, &theirs, 1, remote, &error), &error, "prepare the peer's cache");
 }
 
 /* Waits for what the other side has to say. The caller frees the event. */
@@ -171,50 +204,56 @@ static void receive_all(int fd, void *data, size_t len)
     }
 }
 
-/* Decode: makes itself known, gets request 1, fetches request 2. */
+/* Decode: makes itself known, gets request 1 layer by layer, fetches request 2. */
 static void decode(int to_prefill)
 {
     role = "decode";
     hr_error_t *error;
     hr_agent_t *agent = create_agent();
     hr_region_t *cache = create_cache(agent);
+    const uint8_t *bytes = (const uint8_t *)hr_region_data(cache);
 
-    /* Its metadata names the agent, its addresses and its regions; with it go the blocks for request 1. */
+    /* Its metadata names the agent, its addresses and its regions. With it go the counter and blocks for request 1. */
     uint8_t *blob;
     size_t len;
+    hr_counter_t *arrived;
+    check(hr_agent_counter(agent, &arrived, &error), &error, "create a counter");
+    const uint64_t counter = hr_counter_id(arrived);
     check(hr_agent_metadata(agent, &blob, &len, &error), &error, "get the metadata");
     send_all(to_prefill, &len, sizeof len);
     send_all(to_prefill, blob, len);
+    send_all(to_prefill, &counter, sizeof counter);
     send_all(to_prefill, DECODE_1, sizeof DECODE_1);
     hr_bytes_free(blob, len);
 
-    /* Request 1 is here when its notification is. The event knows who sent it: the peer to fetch request 2 from. */
+    /* A layer is used as soon as it is here. (An engine would look for HR_EVENT_PEER_LOST now and then.) */
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        check(hr_counter_wait(arrived, layer + 1, WAIT_NS, NULL, &error), &error, "wait for a layer");
+        check_layer(bytes, layer, PREFILL_1, DECODE_1, REQUEST_BLOCKS);
+        printf("decode: layer %u of request 1 is here, every byte is right\n", (unsigned)layer);
+    }
+
+    /* A notification says where request 2 lies in prefill's cache, and the event who sent it. */
+    uint32_t blocks[REQUEST_BLOCKS];
     hr_event_t *event = next_notification(agent);
-    check_cache(hr_region_data(cache), PREFILL_1, DECODE_1, REQUEST_BLOCKS);
-    printf("decode: \"%.*s\" has arrived, every byte is right\n", (int)event->data_len, (const char *)event->data);
+    if (event->data_len != sizeof blocks) {
+        fail("request 2", "an unexpected notification");
+    }
+    memcpy(blocks, event->data, sizeof blocks);
     hr_peer_t *peer = hr_peer_clone(event->peer);
     hr_event_free(event);
 
-    /* The next notification says where request 2 lies in prefill's cache. */
-    uint32_t theirs[REQUEST_BLOCKS];
-    event = next_notification(agent);
-    if (event->data_len != sizeof theirs) {
-        fail("request 2", "an unexpected notification");
-    }
-    memcpy(theirs, event->data, sizeof theirs);
-    hr_event_free(event);
-
-    hr_region_info_t info;
     hr_list_t *local;
     hr_remote_list_t *remote;
-    check(hr_peer_region(peer, "kv", &info, &error), &error, "find prefill's cache");
-    hr_desc_t from = hr_desc_paged(info.id, 0, BLOCK_BYTES, BLOCK_BYTES, theirs, REQUEST_BLOCKS);
-    hr_desc_t to = hr_desc_paged(hr_region_id(cache), 0, BLOCK_BYTES, BLOCK_BYTES, DECODE_2, REQUEST_BLOCKS);
-    check(hr_peer_prepare(peer, &from, 1, &remote, &error), &error, "prepare prefill's blocks");
-    check(hr_agent_prepare(agent, &to, 1, &local, &error), &error, "prepare the blocks for request 2");
-
+    prepare(agent, cache, peer, &local, &remote);
+    uint32_t ours[REQUEST_PAGES], theirs[REQUEST_PAGES];
+    pages_of(0, LAYERS, DECODE_2, ours);
+    pages_of(0, LAYERS, blocks, theirs);
     hr_xfer_options_t options;
     hr_xfer_options_init(&options, sizeof options);
+    options.local_indices = ours;
+    options.remote_indices = theirs;
+    options.local_count = options.remote_count = REQUEST_PAGES;
     options.notif = (const uint8_t *)"request 2 was fetched";
     options.notif_len = strlen((const char *)options.notif);
     options.timeout_ns = WAIT_NS;
@@ -222,37 +261,69 @@ static void decode(int to_prefill)
     check(hr_peer_read(peer, local, remote, &options, &xfer, &error), &error, "read request 2");
     finish(xfer, "read request 2");
 
-    uint32_t all_from[2 * REQUEST_BLOCKS], all_to[2 * REQUEST_BLOCKS];
-    memcpy(all_from, PREFILL_1, sizeof PREFILL_1);
-    memcpy(all_from + REQUEST_BLOCKS, PREFILL_2, sizeof PREFILL_2);
-    memcpy(all_to, DECODE_1, sizeof DECODE_1);
-    memcpy(all_to + REQUEST_BLOCKS, DECODE_2, sizeof DECODE_2);
-    check_cache(hr_region_data(cache), all_from, all_to, 2 * REQUEST_BLOCKS);
+    uint32_t from[2 * REQUEST_BLOCKS], to[2 * REQUEST_BLOCKS];
+    memcpy(from, PREFILL_1, sizeof PREFILL_1);
+    memcpy(from + REQUEST_BLOCKS, PREFILL_2, sizeof PREFILL_2);
+    memcpy(to, DECODE_1, sizeof DECODE_1);
+    memcpy(to + REQUEST_BLOCKS, DECODE_2, sizeof DECODE_2);
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        check_layer(bytes, layer, from, to, 2 * REQUEST_BLOCKS);
+    }
     printf("decode: request 2 is here too, every byte is right\n");
 
     wait_for_goodbye(agent);
     hr_remote_list_free(remote);
     hr_list_free(local);
     hr_peer_free(peer);
+    hr_counter_free(arrived);
     hr_region_free(cache);
     hr_agent_destroy(agent);
 }
 
-/* Shows what an error looks like: decode has no block of that number. */
+/* Shows what an error looks like: decode has no page of that number. */
 static void show_an_error(hr_peer_t *peer, uint64_t region)
 {
-    const uint32_t beyond = BLOCKS;
+    const uint32_t beyond = PAGES;
     hr_desc_t wrong = hr_desc_paged(region, 0, BLOCK_BYTES, BLOCK_BYTES, &beyond, 1);
     hr_error_t *error;
     hr_remote_list_t *list;
     hr_status_t status = hr_peer_prepare(peer, &wrong, 1, &list, &error);
 
     if (status != HR_BAD_LIST || list != NULL) {
-        fail("a block beyond the cache", hr_status_name(status));
+        fail("a page beyond the cache", hr_status_name(status));
     }
-    printf("prefill: as it should, block %u fails: %s: %s (%s)\n", (unsigned)beyond, hr_status_name(status),
+    printf("prefill: as it should, page %u fails: %s: %s (%s)\n", (unsigned)beyond, hr_status_name(status),
            hr_error_message(error), hr_error_retryable(error) ? "try again" : "no use in trying again");
     hr_error_free(error);
+}
+
+/* Computes the layers, and sends each on its way while the next one is computed. */
+static void push_request_1(hr_peer_t *peer, uint8_t *bytes, const hr_list_t *local, const hr_remote_list_t *remote,
+                           const uint32_t *blocks, uint64_t counter)
+{
+    hr_error_t *error;
+    hr_xfer_t *xfer = NULL;
+
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        uint32_t ours[REQUEST_BLOCKS], theirs[REQUEST_BLOCKS];
+        hr_xfer_options_t options;
+
+        compute_layer(bytes, layer);
+        /* One layer at a time is under way, so that a counter at n means the first n, and not any n. */
+        if (xfer != NULL) {
+            finish(xfer, "write a layer");
+        }
+        pages_of(layer, 1, PREFILL_1, ours);
+        pages_of(layer, 1, blocks, theirs);
+        hr_xfer_options_init(&options, sizeof options);
+        options.local_indices = ours;
+        options.remote_indices = theirs;
+        options.local_count = options.remote_count = REQUEST_BLOCKS;
+        options.bump_counter = counter;
+        options.bump_by = 1;
+        check(hr_peer_write(peer, local, remote, &options, &xfer, &error), &error, "write a layer");
+    }
+    finish(xfer, "write the last layer");
 }
 
 /* Prefill: meets decode, pushes request 1, keeps request 2 until it was fetched. */
@@ -262,53 +333,33 @@ static void prefill(int from_decode)
     hr_error_t *error;
     hr_agent_t *agent = create_agent();
     hr_region_t *cache = create_cache(agent);
-    uint8_t *bytes = hr_region_data(cache);
-    for (uint32_t block = 0; block < BLOCKS; block++) {
-        for (uint32_t at = 0; at < BLOCK_BYTES; at++) {
-            bytes[(size_t)block * BLOCK_BYTES + at] = kv_byte(block, at);
-        }
-    }
 
     size_t len;
     receive_all(from_decode, &len, sizeof len);
-    uint8_t *blob = malloc(len);
+    uint8_t *blob = (uint8_t *)malloc(len);
     if (blob == NULL) {
         fail("receive metadata", "out of memory");
     }
     receive_all(from_decode, blob, len);
-    uint32_t theirs[REQUEST_BLOCKS];
-    receive_all(from_decode, theirs, sizeof theirs);
+    uint64_t counter;
+    receive_all(from_decode, &counter, sizeof counter);
+    uint32_t blocks[REQUEST_BLOCKS];
+    receive_all(from_decode, blocks, sizeof blocks);
 
     hr_peer_t *peer;
-    hr_region_info_t info;
-    check(hr_agent_add_peer(agent, blob, len, &peer, &error), &error, "connect to decode");
-    free(blob);
-    check(hr_peer_region(peer, "kv", &info, &error), &error, "find decode's cache");
-
-    /* Both caches as lists of all their blocks, prepared once; a transfer selects blocks by number. */
-    hr_desc_t all_ours = hr_desc_strided(hr_region_id(cache), 0, BLOCK_BYTES, BLOCK_BYTES, BLOCKS);
-    hr_desc_t all_theirs = hr_desc_strided(info.id, 0, BLOCK_BYTES, BLOCK_BYTES, BLOCKS);
     hr_list_t *local;
     hr_remote_list_t *remote;
-    check(hr_agent_prepare(agent, &all_ours, 1, &local, &error), &error, "prepare our cache");
-    check(hr_peer_prepare(peer, &all_theirs, 1, &remote, &error), &error, "prepare decode's cache");
+    check(hr_agent_add_peer(agent, blob, len, &peer, &error), &error, "connect to decode");
+    free(blob);
+    prepare(agent, cache, peer, &local, &remote);
     char *text;
     check(hr_peer_explain(peer, local, remote, &text, &error), &error, "explain");
     printf("prefill: to %s: %s\n", hr_peer_name(peer), text);
     hr_string_free(text);
 
-    hr_xfer_options_t options;
-    hr_xfer_options_init(&options, sizeof options);
-    options.local_indices = PREFILL_1;
-    options.local_count = REQUEST_BLOCKS;
-    options.remote_indices = theirs;
-    options.remote_count = REQUEST_BLOCKS;
-    options.notif = (const uint8_t *)"request 1";
-    options.notif_len = strlen((const char *)options.notif);
-    hr_xfer_t *xfer;
-    check(hr_peer_write(peer, local, remote, &options, &xfer, &error), &error, "write request 1");
-    finish(xfer, "write request 1");
-
+    push_request_1(peer, (uint8_t *)hr_region_data(cache), local, remote, blocks, counter);
+    hr_region_info_t info;
+    check(hr_peer_region(peer, "kv", &info, &error), &error, "find decode's cache");
     show_an_error(peer, info.id);
 
     /* Where request 2 lies. Its blocks stay untouched until decode has said that it has them. */

@@ -2,16 +2,20 @@
 //!
 //! An exported function is one call of [`call`] or [`value`], which are unsafe because they believe in invariant C1
 //! for all pointers of that call. They hand a [`Call`] to the body, which turns pointers into references and results.
-//! So the bodies themselves hold no unsafe code, and none can forget a check.
+//! So the bodies themselves hold no unsafe code, and none can forget a check. What calls back into C is a [`Callback`],
+//! by invariant C2.
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use crate::error::hr_error_t;
+use crate::on_done::hr_xfer_callback_t;
 use crate::status::hr_status_t;
 use crate::versioned::Versioned;
+use crate::xfer::hr_done_t;
 
 /// What a body gives when an argument or the engine says no.
 pub(crate) type Outcome<T> = Result<T, hr_error_t>;
@@ -74,6 +78,26 @@ impl Call {
         let pointer = checked(pointer.cast_mut(), what)?;
         // SAFETY: C1. It is not NULL and aligned, and lives until the call is over.
         Ok(unsafe { pointer.as_ref() })
+    }
+
+    /// A handle that [`Out::give_shared`] gave, kept beyond its freeing.
+    pub(crate) fn shared<T>(&self, pointer: *const T, what: &str) -> Outcome<Arc<T>> {
+        let pointer = checked(pointer.cast_mut(), what)?.as_ptr();
+        // SAFETY: C1. It came from an Arc that the handle owns.
+        unsafe { Arc::increment_strong_count(pointer) };
+        // SAFETY: as above; this is the one that was just counted.
+        Ok(unsafe { Arc::from_raw(pointer) })
+    }
+
+    /// A function to call later.
+    pub(crate) fn callback(
+        &self,
+        function: hr_xfer_callback_t,
+        data: *mut c_void,
+        what: &str,
+    ) -> Outcome<Callback> {
+        let function = function.ok_or_else(|| hr_error_t::argument(what, "is NULL"))?;
+        Ok(Callback { function, data })
     }
 
     /// A struct that may be longer or shorter than this library knows it.
@@ -165,6 +189,16 @@ impl Call {
         Ok(())
     }
 
+    /// Takes a handle back that [`Out::give_shared`] gave. None for NULL.
+    pub(crate) fn take_shared<T>(&self, pointer: *mut T) -> Outcome<Option<Arc<T>>> {
+        if pointer.is_null() {
+            return Ok(None);
+        }
+        let pointer = checked(pointer, "handle")?;
+        // SAFETY: C1. It came from `Out::give_shared`, and the caller uses it no more.
+        Ok(Some(unsafe { Arc::from_raw(pointer.as_ptr()) }))
+    }
+
     /// Takes text back that [`Out::give_text`] gave. NULL is fine.
     pub(crate) fn free_text(&self, text: *mut c_char) -> Outcome<()> {
         if !text.is_null() {
@@ -211,6 +245,11 @@ impl<'c, T> Out<'c, *mut T> {
     pub(crate) fn give(&self, handle: T) {
         self.put(Box::into_raw(Box::new(handle)));
     }
+
+    /// The same of one that others may still hold when the caller has freed it.
+    pub(crate) fn give_shared(&self, handle: T) {
+        self.put(Arc::into_raw(Arc::new(handle)).cast_mut());
+    }
 }
 
 impl<'c> Out<'c, *mut c_char> {
@@ -251,6 +290,28 @@ impl<T> Outs<'_, *mut T> {
     /// Gives the caller as many handles as there is room for, which it frees.
     pub(crate) fn give_all(&self, handles: impl Iterator<Item = T>) {
         self.put_all(handles.take(self.capacity).map(|handle| Box::into_raw(Box::new(handle))));
+    }
+}
+
+/// A function of the application and what it wants to be given.
+#[derive(Debug)]
+pub(crate) struct Callback {
+    function: unsafe extern "C" fn(*mut c_void, hr_status_t, *const hr_done_t, *const hr_error_t),
+    data: *mut c_void,
+}
+
+// SAFETY: C2. Any thread may call it.
+unsafe impl Send for Callback {}
+
+impl Callback {
+    /// Calls it.
+    pub(crate) fn call(self, outcome: &Result<hr_done_t, hr_error_t>) {
+        let (status, done, error) = match outcome {
+            Ok(done) => (hr_status_t::HR_OK, std::ptr::from_ref(done), std::ptr::null()),
+            Err(error) => (error.status(), std::ptr::null(), std::ptr::from_ref(error)),
+        };
+        // SAFETY: C2. It is called once, and what it is shown lives until it returns.
+        unsafe { (self.function)(self.data, status, done, error) };
     }
 }
 

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::ffi::{CStr, CString, c_char};
 
 use transfer_core::Error;
+use transfer_core::directory::DirectoryError;
 
 use crate::boundary::value;
 use crate::status::hr_status_t;
@@ -39,10 +40,16 @@ impl hr_error_t {
     }
 }
 
+impl From<DirectoryError> for hr_error_t {
+    fn from(error: DirectoryError) -> Self {
+        Error::from(error).into()
+    }
+}
+
 impl From<Error> for hr_error_t {
     fn from(error: Error) -> Self {
         let os_code = match &error {
-            Error::Os(error) => error.errno,
+            Error::Os(error) | Error::Directory(DirectoryError::Os(error)) => error.errno,
             _ => 0,
         };
         let (status, message) = ((&error).into(), c_text(error.to_string()));

@@ -8,7 +8,8 @@
 //! | `boundary` | checks of every pointer, and the net under panics: the only unsafe code but for `versioned` |
 //! | `versioned` | structs that grow |
 //! | `status`, `error` | how calls end |
-//! | `config`, `agent`, `region`, `list`, `peer`, `xfer`, `counter`, `event` | one handle or struct each |
+//! | `config`, `agent`, `region`, `list`, `peer`, `xfer`, `counter`, `event`, `directory` | one handle or struct each |
+//! | `on_done` | the one place where C is called |
 #![allow(unsafe_code, reason = "C passes raw pointers")]
 #![allow(non_camel_case_types, reason = "the names are those of C")]
 #![allow(clippy::missing_safety_doc, reason = "the header tells it once for all functions; here it is C1")]
@@ -27,10 +28,13 @@ mod region;
 mod list;
 mod peer;
 
+mod on_done;
 mod xfer;
 
 mod counter;
 mod event;
+
+mod directory;
 
 #[cfg(test)]
 mod tests;
@@ -40,9 +44,11 @@ use std::ffi::c_char;
 pub use agent::*;
 pub use config::*;
 pub use counter::*;
+pub use directory::*;
 pub use error::*;
 pub use event::*;
 pub use list::*;
+pub use on_done::*;
 pub use peer::*;
 pub use region::*;
 pub use status::*;

@@ -3,10 +3,11 @@
 use std::ffi::{CStr, c_char};
 
 use transfer_core::Error;
+use transfer_core::directory::DirectoryError;
 
 /// How a call ended. Zero and above is no failure. The hundreds say what the caller can do:
 /// -1xx mend the call; -2xx not to be had here; -3xx try again, perhaps elsewhere; -4xx it was ended, from here or
-/// by the owner of the memory; -5xx a fault of this machine; -6xx a fault of the library. Values never change their
+/// by whom it belongs to; -5xx a fault of this machine; -6xx a fault of the library. Values never change their
 /// meaning.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +45,7 @@ pub enum hr_status_t {
     HR_PROTOCOL = -202,
     /// Every path to the peer is ruled out; the message says why each.
     HR_NO_PATH = -203,
-    /// The peer has no region of that label.
+    /// The peer has no region of that label, or the directory no agent of that name.
     HR_NOT_FOUND = -204,
     /// A key is missing on one of the two sides, or they are on two hosts and neither has one.
     HR_AUTH_REQUIRED = -205,
@@ -78,6 +79,8 @@ pub enum hr_status_t {
     /// What the peer had there is not there any more: it has revoked a block that the transfer touches. Bytes that were
     /// read are not to be used; ask the peer anew.
     HR_STALE = -403,
+    /// The name in the directory belongs to another agent now, or to another life of this one, which registered later.
+    HR_SUPERSEDED = -404,
 
     /// A system call failed; see hr_error_os_code().
     HR_OS = -501,
@@ -111,7 +114,7 @@ impl From<&Error> for hr_status_t {
             Error::Protocol { .. } => HR_PROTOCOL,
             Error::NoPath { .. } => HR_NO_PATH,
             Error::FallbackRefused { .. } => HR_FALLBACK_REFUSED,
-            Error::Directory(_) => HR_DIRECTORY,
+            Error::Directory(error) => error.into(),
             Error::ReadOnly { .. } => HR_READ_ONLY,
             Error::Stale { .. } => HR_STALE,
             Error::AuthRequired { .. } => HR_AUTH_REQUIRED,
@@ -157,9 +160,23 @@ statuses! {
     HR_VERSION_MISMATCH HR_PROTOCOL HR_NO_PATH HR_NOT_FOUND HR_AUTH_REQUIRED HR_AUTH_FAILED
     HR_FALLBACK_REFUSED
     HR_UNREACHABLE HR_PEER_LOST HR_TRANSFER_FAILED HR_DEADLINE HR_TIMED_OUT HR_NOT_NOTIFIED HR_REGION_BUSY HR_DIRECTORY
-    HR_CANCELLED HR_AGENT_CLOSED HR_STALE
+    HR_CANCELLED HR_AGENT_CLOSED HR_STALE HR_SUPERSEDED
     HR_OS
     HR_PANIC HR_OTHER
+}
+
+impl From<&DirectoryError> for hr_status_t {
+    fn from(error: &DirectoryError) -> Self {
+        match error {
+            DirectoryError::InvalidName { .. } => HR_INVALID_ARGUMENT,
+            DirectoryError::InvalidConfig { .. } => HR_INVALID_CONFIG,
+            DirectoryError::OtherAgent { .. } => HR_WRONG_AGENT,
+            DirectoryError::NotFound { .. } => HR_NOT_FOUND,
+            DirectoryError::Superseded { .. } => HR_SUPERSEDED,
+            DirectoryError::Os(_) => HR_OS,
+            _ => HR_DIRECTORY,
+        }
+    }
 }
 
 /// The name of a status, such as "HR_OK"; "unknown status" for a number that is none. Lives as long as the program.

@@ -8,6 +8,7 @@ use crate::boundary::{Call, Outcome, call, value};
 use crate::config::{hr_path_t, nanos};
 use crate::error::hr_error_t;
 use crate::list::{hr_list_t, hr_remote_list_t};
+use crate::on_done::OnDone;
 use crate::peer::hr_peer_t;
 use crate::status::hr_status_t;
 use crate::versioned::Versioned;
@@ -91,7 +92,20 @@ impl From<Done> for hr_done_t {
 /// A posted transfer. It reaches one terminal state; from then on nothing touches its local memory.
 #[derive(Debug)]
 pub struct hr_xfer_t {
-    xfer: Xfer,
+    pub(crate) xfer: Xfer,
+    pub(crate) on_done: OnDone,
+}
+
+impl hr_xfer_t {
+    /// Ends it, and returns when its callback, where it has one, has been called and has returned.
+    fn settle(&self) {
+        // Without one, dropping it ends it.
+        if self.on_done.is_set() {
+            self.xfer.cancel();
+            self.on_done.call(self.xfer.wait(Duration::MAX));
+            self.on_done.wait();
+        }
+    }
 }
 
 impl hr_xfer_options_t {
@@ -136,7 +150,7 @@ impl Posting {
         if !self.options.is_null() {
             request = c.versioned(self.options, "options")?.apply(c, request)?;
         }
-        place.give(hr_xfer_t { xfer: request.post()? });
+        place.give_shared(hr_xfer_t { xfer: request.post()?, on_done: OnDone::default() });
         Ok(())
     }
 }
@@ -237,9 +251,10 @@ pub unsafe extern "C" fn hr_xfer_path(xfer: *const hr_xfer_t) -> hr_path_t {
 }
 
 /// Frees a transfer. One that goes on is cancelled, and the call blocks until nothing touches its memory any more; that
-/// is at once, unless a slice is just being moved. NULL is fine.
+/// is at once, unless a slice is just being moved. Its callback has been called and has returned then; see
+/// hr_xfer_on_done(). NULL is fine.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_xfer_free(xfer: *mut hr_xfer_t) {
     // SAFETY: C1.
-    unsafe { value((), |c| c.free(xfer)) }
+    unsafe { value((), |c| c.take_shared(xfer).map(|xfer| xfer.iter().for_each(|xfer| xfer.settle()))) }
 }

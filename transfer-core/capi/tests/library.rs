@@ -29,13 +29,19 @@ fn pkg_config(prefix: &Path, args: &[&str]) -> Vec<String> {
     output(&mut command).split_whitespace().map(str::to_owned).collect()
 }
 
-/// Compiles the example with these further arguments.
-fn example(dir: &Path, args: &[String]) -> PathBuf {
+/// Compiles the example with these further arguments: as C, or as another language.
+fn example_in(language: [&str; 3], dir: &Path, args: &[String]) -> PathBuf {
     let (source, binary) = (csrc().join("example/kv_handoff.c"), dir.join("kv_handoff"));
-    let mut command = Command::new("cc");
-    command.args(STRICT).arg("-std=c99").arg(source).args(args).arg("-o").arg(&binary);
-    output(&mut command);
+    let [compiler, name, standard] = language;
+    let mut command = Command::new(compiler);
+    // What is named behind the source is no source.
+    command.args(STRICT).args([standard, "-x", name]).arg(source).args(["-x", "none"]);
+    output(command.args(args).arg("-o").arg(&binary));
     binary
+}
+
+fn example(dir: &Path, args: &[String]) -> PathBuf {
+    example_in(["cc", "c", "-std=c99"], dir, args)
 }
 
 /// What tells the program where the shared library is, as it lies in no directory of the system.
@@ -57,10 +63,11 @@ fn by_hand(prefix: &Path) -> Vec<String> {
 fn assert_all_told(printed: &str) {
     for line in [
         "prefill: to decode: path: ",
-        "prefill: write request 1: 98304 bytes by ",
-        "prefill: as it should, block 64 fails: HR_BAD_LIST: ",
-        "decode: \"request 1\" has arrived, every byte is right",
-        "decode: read request 2: 98304 bytes by ",
+        "prefill: write the last layer: 24576 bytes by ",
+        "decode: layer 0 of request 1 is here, every byte is right",
+        "decode: layer 7 of request 1 is here, every byte is right",
+        "prefill: as it should, page 512 fails: HR_BAD_LIST: ",
+        "decode: read request 2: 196608 bytes by ",
         "decode: request 2 is here too, every byte is right",
         "prefill: \"request 2 was fetched\"",
         "both sides are done",
@@ -73,6 +80,16 @@ fn assert_all_told(printed: &str) {
 fn the_example_hands_a_cache_over_between_two_processes() {
     let prefix = install();
     let binary = example(prefix.path(), &by_hand(prefix.path()));
+    assert_all_told(&run(binary, [""; 0]));
+}
+
+#[test]
+fn the_example_is_cplusplus_as_well() {
+    if !there_is("c++") {
+        return;
+    }
+    let prefix = install();
+    let binary = example_in(["c++", "c++", "-std=c++11"], prefix.path(), &by_hand(prefix.path()));
     assert_all_told(&run(binary, [""; 0]));
 }
 

@@ -99,6 +99,14 @@ fn of_agents() -> Calls {
         hr_counter_get(P) => |value| value == 0;
         hr_counter_wait(P, V(0), V(0), P, E);
         hr_counter_free(P) => |()| true;
+        hr_directory_memory(P, E);
+        hr_directory_folder(P, P, E);
+        hr_directory_free(P) => |()| true;
+        hr_agent_publish(P, P, V(0), P, E);
+        hr_agent_connect_by_name(P, P, P, P, E);
+        hr_registration_check(P, E);
+        hr_registration_update(P, P, E);
+        hr_registration_free(P) => |()| true;
         hr_event_free(P) => |()| true;
         hr_error_status(P) => |status| status == HR_OK;
         hr_error_message(P) => |message| text(message) == "no error";
@@ -147,6 +155,7 @@ fn of_peers() -> Calls {
         hr_peer_write(P, P, P, P, P, E);
         hr_xfer_poll(P, P, E);
         hr_xfer_wait(P, V(0), P, E);
+        hr_xfer_on_done(P, V(None), P, E);
         hr_xfer_cancel(P, E);
         hr_xfer_path(P) => |path| path == hr_path_t::HR_PATH_OTHER;
         hr_xfer_free(P) => |()| true;

@@ -6,7 +6,9 @@
 )]
 
 mod arguments;
+mod callbacks;
 mod counters;
+mod directories;
 mod errors;
 mod lifetimes;
 mod transfers;
