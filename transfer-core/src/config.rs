@@ -38,9 +38,14 @@ pub struct Config {
     pub policy: Policy,
     /// Data connections to each peer. Default 2; each costs a socket on both sides.
     pub tcp_streams: usize,
-    /// Kernel buffer of each data connection, in each direction. Default `None`: the kernel sizes them to the path,
-    /// up to `net.ipv4.tcp_rmem` and `tcp_wmem`. A number switches that off, and is cut to `net.core.rmem_max` and
-    /// `wmem_max`, which are small by default (tcp(7)).
+    /// Threads that carry transfers over sockets, of more than about a MiB; smaller ones are carried by whoever drives
+    /// the agent. Default `None`: one for each core, and no more than `tcp_streams`. With 0 there are none. They are
+    /// started by the first such transfer, at either end, and sleep while there is none.
+    pub tcp_threads: Option<usize>,
+    /// Kernel buffer of each data connection, in each direction. Default `None`: between hosts the kernel sizes them to
+    /// the way, up to `net.ipv4.tcp_rmem` and `tcp_wmem`; within a host they have 512 KiB, so that a core's cache holds
+    /// what is under way. A number goes for both, and is cut to `net.core.rmem_max` and `wmem_max`, which are small by
+    /// default (tcp(7)).
     pub tcp_buffer_bytes: Option<u32>,
     /// Transfers within one host of at most so many bytes are copied inside the posting call, which saves the
     /// hand-over to another thread. Default 1 MiB, 20 to 100 µs.
@@ -86,6 +91,7 @@ impl Config {
             paths: PathSet::ALL,
             policy: Policy::Fallback,
             tcp_streams: 2,
+            tcp_threads: None,
             tcp_buffer_bytes: None,
             inline_bytes_max: 1 << 20,
             copy_threads: None,
@@ -127,8 +133,9 @@ impl Config {
             );
             return invalid("tcp_listen", problem);
         }
-        let ranges: [(&'static str, u64, u64, u64); 10] = [
+        let ranges: [(&'static str, u64, u64, u64); 11] = [
             ("tcp_streams", self.tcp_streams as u64, 1, 64),
+            ("tcp_threads", self.tcp_threads.unwrap_or(0) as u64, 0, 64),
             ("copy_threads", self.copy_threads.unwrap_or(1) as u64, 1, 64),
             ("slice_bytes_max", self.slice_bytes_max, 4096, 64 << 20),
             ("slices_in_flight_max", u64::from(self.slices_in_flight_max), 1, 1024),
@@ -165,6 +172,11 @@ const PIECES_MAX: usize = 1000;
 impl Checked {
     pub(crate) fn link(&self) -> LinkConfig {
         LinkConfig::new(self.connect_timeout, self.peer_timeout, self.unsent_bytes_max)
+    }
+
+    pub(crate) fn tcp_threads(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.tcp_threads.unwrap_or_else(|| cores.min(self.tcp_streams))
     }
 
     pub(crate) fn copy_threads(&self) -> usize {

@@ -273,9 +273,6 @@ impl Dial<'_> {
         let broken = |e: std::io::Error| fail(e.into());
         let stream = TcpStream::connect_timeout(&address, self.left()?).map_err(broken)?;
         stream.set_nodelay(true).map_err(broken)?;
-        if let Some(bytes) = self.agent.config.tcp_buffer_bytes {
-            socket::set_buffers(stream.as_fd(), bytes)?;
-        }
         let _unsealed =
             self.prove(&stream, TcpStream::set_read_timeout, Kind::Data, (token, rail)).map_err(fail)?;
         Ok(stream)

@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 use support::{WAIT, config};
 use transfer_core::{Agent, Desc, DescList, PathSet};
 
+/// A transfer for which further threads are started.
+const MUCH: usize = 64 << 20;
+
 /// CPU time of all threads of this process.
 fn cpu() -> Duration {
     let of = |task: std::io::Result<std::fs::DirEntry>| -> u64 {
@@ -24,8 +27,8 @@ fn cpu() -> Duration {
     Duration::from_nanos(std::fs::read_dir("/proc/self/task").unwrap().map(of).sum())
 }
 
-/// Two agents that have met and moved data, with and without a window of busy polling, then do nothing but hear each
-/// other's heartbeats. CPU time does not grow with what else runs on the machine, so it can be compared.
+/// Two agents that have met and moved data, a little and much, with and without a window of busy polling, then do nothing
+/// but hear each other's heartbeats. CPU time does not grow with what else runs on the machine, so it can be compared.
 #[test]
 fn an_idle_agent_uses_no_cpu() {
     for busy_poll in [Duration::ZERO, Duration::from_millis(1)] {
@@ -36,10 +39,14 @@ fn an_idle_agent_uses_no_cpu() {
         };
         let (here, there) = (agent("here"), agent("there"));
         let peer = here.connect(&there.address().unwrap()).unwrap();
-        let (mine, theirs) = (here.alloc(4096, "mine").unwrap(), there.alloc(4096, "theirs").unwrap());
-        let whole = |id| DescList::from(Desc::contiguous(id, 0, 4096));
-        let local = here.prepare(&whole(mine.id())).unwrap();
-        let remote = peer.prepare(&whole(theirs.id())).unwrap();
+        let (mine, theirs) = (here.alloc(MUCH, "mine").unwrap(), there.alloc(MUCH, "theirs").unwrap());
+        let lists = |len| {
+            let list = |id| DescList::from(Desc::contiguous(id, 0, len));
+            (here.prepare(&list(mine.id())).unwrap(), peer.prepare(&list(theirs.id())).unwrap())
+        };
+        let (local, remote) = lists(MUCH as u64);
+        peer.read(&local, &remote).post().unwrap().wait(WAIT).unwrap();
+        let (local, remote) = lists(4096);
         for _ in 0..10 {
             peer.read(&local, &remote).post().unwrap().wait(WAIT).unwrap();
             let polled = peer.write(&local, &remote).post().unwrap();

@@ -65,6 +65,14 @@ impl Epoll {
         self.ctl(libc::EPOLL_CTL_MOD, fd.as_raw_fd(), token, interest(readable, writable))
     }
 
+    /// Ends the watch of a descriptor that stays open.
+    ///
+    /// # Errors
+    /// [`OsError`] of epoll_ctl, such as ENOENT where it was not watched.
+    pub fn remove(&self, fd: BorrowedFd<'_>) -> OsResult<()> {
+        self.ctl(libc::EPOLL_CTL_DEL, fd.as_raw_fd(), 0, 0)
+    }
+
     fn ctl(&self, op: libc::c_int, fd: RawFd, token: u64, events: u32) -> OsResult<()> {
         let mut event = libc::epoll_event { events, u64: token };
         // SAFETY: a valid event, read by the kernel during the call.

@@ -325,9 +325,6 @@ impl Driver {
             let (what, value, max) = ("data connections of a peer", count + 1, DATA_CONNS_MAX);
             return Err(Error::TooLarge { what, value, max });
         }
-        if let Some(bytes) = self.shared.config.tcp_buffer_bytes {
-            socket::set_buffers(stream.as_fd(), bytes)?;
-        }
         let mut stream = Stream::Tcp(stream);
         let sent = send_all(&mut stream, last);
         if let (true, Stream::Tcp(stream)) = (sent, stream) {

@@ -326,6 +326,7 @@ impl Driver {
             }
             self.completions = completions;
         }
+        self.shutdown |= self.tcp.is_broken();
         self.check_regions();
         self.flush_controls();
         self.resume_if_room();
@@ -368,7 +369,7 @@ impl Driver {
                 task.core().stop.store(true, Ordering::Release);
             }
         }
-        // The copying threads end with the slices in their hands; data connections are touched by this thread only.
+        // The copying threads end with the slices in their hands; the carriers with the turns that they are in.
         drop(self.copy_threads);
         drop(self.tcp);
         // What is left in the driver, and in the channel to it, says so as it is dropped.

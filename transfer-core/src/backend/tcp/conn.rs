@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use transfer_proto::codec::DecodeError;
 use transfer_proto::desc::DescList;
 use transfer_proto::id::{Incarnation, RailId, XferId};
 use transfer_proto::proto::data::{DataHeader, DataKind, Head, PAYLOAD_MAX, Status};
+use transfer_proto::proto::time::Time;
 use transfer_proto::proto::xfer::SliceError;
+use transfer_sys::poll::Epoll;
 use transfer_sys::process::RANGES_MAX;
 use transfer_sys::{OsError, RawRange, socket};
 
@@ -21,9 +24,13 @@ use crate::mem::{Lane, RegionTable};
 use crate::xfer::{Op, XferRef};
 
 /// Bytes taken from one connection before the others get their turn.
-const TURN_BYTES: usize = 8 << 20;
+const TURN_BYTES: usize = 2 << 20;
+/// Bytes on which a connection counts as one on which much moves: under way, or moved without a pause.
+const BULK_BYTES: u64 = 1 << 20;
+/// What lies farther apart than this has a pause between it.
+const PAUSE: Duration = Duration::from_millis(1);
 /// While a long payload comes in, so many bytes of it have to wait before the thread is woken for them.
-const LOW_WATER_BYTES: u32 = 512 << 10;
+const LOW_WATER_BYTES: u32 = 256 << 10;
 /// A payload that has no more than this left is not waited for in one.
 const LOW_WATER_MIN: u32 = 64 << 10;
 /// Slices of ours that may wait for an answer on one connection.
@@ -44,7 +51,7 @@ pub(super) enum ConnError {
     Closed,
     /// The system says so.
     #[error(transparent)]
-    Os(OsError),
+    Os(#[from] OsError),
     /// The peer broke the protocol.
     #[error("the peer broke the protocol: {0}")]
     Protocol(#[from] DecodeError),
@@ -110,6 +117,8 @@ pub(super) struct Conn {
     inbound: Inbound,
     unjudged: Option<Unjudged>,
     awaited: HashMap<(XferId, u32), Awaited>,
+    /// Bytes of those.
+    awaited_bytes: u64,
     /// Bytes of each slice that has left the connection since it was last asked.
     freed: Vec<u64>,
     /// Ranges of payloads that have come, kept for the next ones.
@@ -119,6 +128,11 @@ pub(super) struct Conn {
     stalled: bool,
     /// What epoll looks at: readable, writable.
     pub(super) watched: (bool, bool),
+    /// Which carrier has it.
+    pub(super) carrier: Option<usize>,
+    /// Bytes that moved since the last pause, and when they did last.
+    streak: u64,
+    moved_at: Time,
 }
 
 impl Conn {
@@ -132,11 +146,15 @@ impl Conn {
             inbound: Inbound::Head,
             unjudged: None,
             awaited: HashMap::new(),
+            awaited_bytes: 0,
             freed: Vec::new(),
             spares: Vec::new(),
             low_water: 1,
             stalled: false,
             watched: (true, false),
+            carrier: None,
+            streak: 0,
+            moved_at: Time::default(),
         }
     }
 
@@ -152,6 +170,59 @@ impl Conn {
     /// Whether enough waits to be sent that no more requests should be taken in.
     pub(super) fn is_congested(&self) -> bool {
         self.out.answers() > ANSWERS_MAX
+    }
+
+    /// Whether it is worth a thread of its own.
+    pub(super) fn is_bulky(&self) -> bool {
+        self.streak.max(self.awaited_bytes) >= BULK_BYTES
+    }
+
+    /// Whether nothing has moved for so long.
+    pub(super) fn is_quiet(&self, now: Time, quiet: Duration) -> bool {
+        now.after(self.moved_at) >= quiet
+    }
+
+    /// Reads and sends for a turn; says how many bytes moved.
+    pub(super) fn turn(
+        &mut self,
+        mut readable: bool,
+        regions: &RegionTable,
+        done: &mut Vec<Completion>,
+        now: Time,
+    ) -> Result<usize, ConnError> {
+        let mut moved = 0;
+        loop {
+            if readable {
+                moved += self.receive(regions, done)?;
+            }
+            moved += self.flush()?;
+            // What was held back until answers had left gives no further sign of itself.
+            readable = self.can_resume();
+            if !readable {
+                self.note_moved(moved, now);
+                return Ok(moved);
+            }
+        }
+    }
+
+    pub(super) fn note_moved(&mut self, bytes: usize, now: Time) {
+        if self.is_quiet(now, PAUSE) {
+            self.streak = 0;
+        }
+        if bytes > 0 {
+            self.streak += bytes as u64;
+            self.moved_at = now;
+        }
+    }
+
+    /// Watches for what is needed next.
+    pub(super) fn watch(&mut self, epoll: &Epoll, token: u64) -> Result<(), ConnError> {
+        let wanted = (!self.is_congested(), self.has_unsent());
+        if wanted != self.watched {
+            self.watched = wanted;
+            epoll.modify(self.stream().as_fd(), token, wanted.0, wanted.1).map_err(ConnError::Os)?;
+        }
+        Ok(())
     }
 
     pub(super) fn has_freed(&self) -> bool {
@@ -188,8 +259,15 @@ impl Conn {
             Op::Read => self.out.push(draft, header(DataKind::ReadRequest), keeper, true),
         }
         let (bytes, dropped, core) = (slice.bytes, false, slice.core);
+        self.awaited_bytes += bytes;
         self.awaited.insert((slice.xfer, slice.slice), Awaited { bytes, core, ranges, dropped });
         Ok(())
+    }
+
+    /// A slice has left the connection.
+    fn free(&mut self, bytes: u64) {
+        self.awaited_bytes -= bytes;
+        self.freed.push(bytes);
     }
 
     pub(super) fn flush(&mut self) -> Result<usize, ConnError> {
@@ -372,7 +450,7 @@ impl Conn {
     fn replied(&mut self, header: DataHeader, done: &mut Vec<Completion>) -> Result<(), ConnError> {
         let (slice, left) = ((header.xfer, header.slice), header.payload_len);
         let awaited = self.answered(header, Op::Read)?;
-        self.freed.push(awaited.bytes);
+        self.free(awaited.bytes);
         let pending = header.status == Status::Pending;
         self.unjudged = pending.then_some(Unjudged { slice, wanted: None });
         if awaited.dropped {
@@ -410,7 +488,7 @@ impl Conn {
     /// A write of ours is answered.
     fn acked(&mut self, header: DataHeader, done: &mut Vec<Completion>) -> Result<(), ConnError> {
         let awaited = self.answered(header, Op::Write)?;
-        self.freed.push(awaited.bytes);
+        self.free(awaited.bytes);
         let result = if header.status == Status::Ok { Ok(awaited.bytes) } else { Err(refused(header)) };
         done.push(self.completion((header.xfer, header.slice), result));
         Ok(())
@@ -461,9 +539,10 @@ impl Conn {
         let mut end = |(xfer, slice)| {
             done.push(Completion { xfer, slice, rail, result: Err(SliceError::Abandoned) });
         };
-        let (awaited, freed) = (&mut self.awaited, &mut self.freed);
+        let (awaited, freed, left) = (&mut self.awaited, &mut self.freed, &mut self.awaited_bytes);
         self.out.take_back(xfer, |slice| {
             let Some(taken) = awaited.remove(&slice) else { return };
+            *left -= taken.bytes;
             freed.push(taken.bytes);
             if !taken.dropped {
                 end(slice);

@@ -1,20 +1,24 @@
 //! Over sockets: several connections to each peer, payload straight from and into registered memory.
 //!
 //! A write carries its payload behind the header; a read asks the target to push. Either way the target checks
-//! every span against its regions before a byte moves. All of it runs on the driver's thread, so memory is only
-//! touched between two of its steps.
+//! every span against its regions before a byte moves. Connections are run by the driver, and those on which much moves
+//! by threads of their own.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`rails`] | which connections lead to a peer, and the slices that wait for one |
+//! | [`carriers`] | threads that carry bulk |
+//! | [`line`] | a connection between the driver and a carrier |
 //! | [`conn`] | the protocol on one connection, both directions |
 //! | [`intake`] | bytes off a socket: heads into a buffer, payload to its place |
 //! | [`send`] | frames on their way to a socket |
 //! | [`serve`] | what a peer may touch |
 //! | [`wire`] | what the bytes of a connection travel in |
 
+mod carriers;
 mod conn;
 mod intake;
+mod line;
 mod rails;
 mod send;
 mod serve;
@@ -30,19 +34,35 @@ use transfer_proto::proto::rails::{RailError, RailEvent};
 use transfer_proto::proto::time::Time;
 use transfer_proto::proto::xfer::SliceError;
 use transfer_sys::poll::{Epoll, Ready};
+use transfer_sys::{OsError, OsResult, socket};
 
+use self::carriers::Carriers;
 use self::conn::{Conn, ConnError};
+use self::line::Line;
 use self::rails::PeerRails;
 use self::wire::Wire;
 use super::{Backend, Completion, Slice};
 use crate::shared::Shared;
 use crate::xfer::XferRef;
 
+/// Kernel buffers of a connection within the host, so that what is between sender and receiver stays in a core's cache:
+/// the receiver then copies it from there, which is half as fast again.
+const LOCAL_BUFFER_BYTES: u32 = 512 << 10;
+
+/// Sets what the kernel holds of a connection. Between hosts that follows the way, as far as nothing else was asked for.
+fn size_buffers(stream: &TcpStream, wanted: Option<u32>) -> OsResult<()> {
+    let ends = stream.local_addr().and_then(|local| Ok((local.ip(), stream.peer_addr()?.ip())));
+    let (local, peer) = ends.map_err(|e| OsError::from_io("getpeername", "data connection", &e))?;
+    let is_local = local == peer || peer.to_canonical().is_loopback();
+    let bytes = wanted.or_else(|| is_local.then_some(LOCAL_BUFFER_BYTES));
+    bytes.map_or(Ok(()), |bytes| socket::set_buffers(stream.as_fd(), bytes))
+}
+
 /// The data connections of an agent.
 pub(crate) struct Tcp {
     shared: Arc<Shared>,
-    epoll: Arc<Epoll>,
-    conns: HashMap<u64, Conn>,
+    lines: HashMap<u64, Arc<Line>>,
+    carriers: Carriers,
     peers: HashMap<Incarnation, PeerRails>,
     /// Peers with slices that were submitted since they were last given to rails.
     submitted: Vec<Incarnation>,
@@ -50,13 +70,16 @@ pub(crate) struct Tcp {
     unsent: Vec<u64>,
     done: Vec<Completion>,
     news: Vec<(Incarnation, RailEvent)>,
+    /// Tokens of connections with a report, kept for their memory.
+    told: Vec<u64>,
 }
 
 impl Tcp {
     pub(crate) fn new(shared: Arc<Shared>, epoll: Arc<Epoll>) -> Self {
-        let (conns, peers) = (HashMap::new(), HashMap::new());
+        let (lines, peers) = (HashMap::new(), HashMap::new());
         let (submitted, unsent, done, news) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { shared, epoll, conns, peers, submitted, unsent, done, news }
+        let carriers = Carriers::new(Arc::clone(&shared), epoll);
+        Self { shared, lines, carriers, peers, submitted, unsent, done, news, told: Vec::new() }
     }
 
     /// Takes over a connection that does not block, is past its greeting, and is watched for reading. `opener` says
@@ -73,7 +96,12 @@ impl Tcp {
         if let Err(error) = rails.add(rail, token, self.shared.clock.now()) {
             return tracing::warn!(%peer, %error, "refused a data connection");
         }
-        self.conns.insert(token, Conn::new(Wire::Plain(stream), peer, rail));
+        if let Err(error) = size_buffers(&stream, self.shared.config.tcp_buffer_bytes) {
+            // It moves bytes all the same.
+            tracing::warn!(%peer, %rail, %error, "cannot size the buffers of a data connection");
+        }
+        let conn = Conn::new(Wire::Plain(stream), peer, rail);
+        self.lines.insert(token, Arc::new(Line::new(token, conn)));
         self.submitted.push(peer);
         self.note(peer);
     }
@@ -85,90 +113,97 @@ impl Tcp {
 
     /// Whether this is one of ours.
     pub(crate) fn owns(&self, token: u64) -> bool {
-        self.conns.contains_key(&token)
+        self.lines.contains_key(&token)
     }
 
     /// Goes on with a connection.
     pub(crate) fn ready(&mut self, ready: Ready) {
-        let Some(conn) = self.conns.get_mut(&ready.token) else { return };
-        let result = Self::go_on(conn, ready.readable, &self.shared, &mut self.done);
-        self.settle(ready.token, result);
+        let Some(line) = self.lines.get(&ready.token).cloned() else { return };
+        let mut guard = line.claim();
+        let Some(conn) = guard.as_mut() else { return };
+        let now = self.shared.clock.now();
+        let result = conn.turn(ready.readable, &self.shared.regions, &mut self.done, now);
+        let result = self.settle(&line, conn, result);
+        drop(guard);
+        self.keep_or_lose(&line, result);
     }
 
-    /// Reads and sends; says how many bytes moved.
-    fn go_on(
+    /// After each step: watch for what is needed next.
+    fn settle(
+        &mut self,
+        line: &Arc<Line>,
         conn: &mut Conn,
-        mut readable: bool,
-        shared: &Shared,
-        done: &mut Vec<Completion>,
-    ) -> Result<usize, ConnError> {
-        let mut moved = 0;
-        loop {
-            if readable {
-                moved += conn.receive(&shared.regions, done)?;
-            }
-            moved += conn.flush()?;
-            // What was held back until answers had left gives no further sign of itself.
-            readable = conn.can_resume();
-            if !readable {
-                return Ok(moved);
-            }
+        result: Result<usize, ConnError>,
+    ) -> Result<(), ConnError> {
+        let moved = result?;
+        conn.watch(self.carriers.epoll_of(conn), line.token)?;
+        if moved > 0 || conn.has_freed() {
+            self.moved(line, moved > 0, conn.take_freed());
         }
+        if conn.carrier.is_none() && self.carriers.want(conn) {
+            self.carriers.lend(line, conn)?;
+        }
+        Ok(())
     }
 
-    /// After each step: watch for what is needed next, or give the connection up.
-    fn settle(&mut self, token: u64, result: Result<usize, ConnError>) {
-        let Some(conn) = self.conns.get_mut(&token) else { return };
+    /// Gives a connection up that cannot go on.
+    fn keep_or_lose(&mut self, line: &Line, result: Result<(), ConnError>) {
         match result {
+            Ok(()) => return,
             // Every peer that leaves closes its connections.
             Err(ConnError::Closed) => {
-                tracing::debug!(peer = %conn.peer, rail = %conn.rail, "data connection closed");
-                self.lose(token);
+                tracing::debug!(peer = %line.peer, rail = %line.rail, "data connection closed");
             }
             Err(error) => {
-                tracing::warn!(peer = %conn.peer, rail = %conn.rail, %error, "data connection lost");
-                self.lose(token);
-            }
-            Ok(moved) => {
-                let wanted = (!conn.is_congested(), conn.has_unsent());
-                let watched = wanted == conn.watched || {
-                    conn.watched = wanted;
-                    let modified = self.epoll.modify(conn.stream().as_fd(), token, wanted.0, wanted.1);
-                    modified
-                        .map_err(|error| tracing::error!(%error, "cannot watch a data connection"))
-                        .is_ok()
-                };
-                if !watched {
-                    self.lose(token);
-                } else if moved > 0 || conn.has_freed() {
-                    self.moved(token);
-                }
+                tracing::warn!(peer = %line.peer, rail = %line.rail, %error, "data connection lost");
             }
         }
+        self.lose(line.token);
     }
 
     /// Tells the rails that one of them moves, and of slices that have left it.
-    fn moved(&mut self, token: u64) {
-        let Some(conn) = self.conns.get_mut(&token) else { return };
-        let (peer, rail, now) = (conn.peer, conn.rail, self.shared.clock.now());
+    fn moved(&mut self, line: &Line, moved: bool, freed: impl Iterator<Item = u64>) {
+        let (peer, rail, now) = (line.peer, line.rail, self.shared.clock.now());
         let Some(rails) = self.peers.get_mut(&peer) else { return };
-        rails.rails.progressed(rail, now);
-        conn.take_freed().for_each(|bytes| rails.rails.completed(rail, bytes, now));
+        if moved {
+            rails.rails.progressed(rail, now);
+        }
+        freed.for_each(|bytes| rails.rails.completed(rail, bytes, now));
         if rails.is_waiting() && !self.submitted.contains(&peer) {
             self.submitted.push(peer);
         }
     }
 
+    /// Takes in what carriers have to tell.
+    fn collect(&mut self) {
+        let mut told = std::mem::take(&mut self.told);
+        self.carriers.take_told(&mut told);
+        for token in told.drain(..) {
+            let Some(line) = self.lines.get(&token).cloned() else { continue };
+            let mut report = line.report();
+            self.done.append(&mut report.done);
+            let (moved, error) = (std::mem::take(&mut report.moved), report.error.take());
+            self.moved(&line, moved, report.freed.drain(..));
+            drop(report);
+            self.keep_or_lose(&line, error.map_or(Ok(()), Err));
+        }
+        self.told = told;
+    }
+
+    /// Whether bytes cannot be carried any more, by a fault of a thread.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.carriers.is_broken()
+    }
+
     /// A connection broke: closes this end, after which nothing that comes on it lands.
     fn lose(&mut self, token: u64) {
-        let Some(conn) = self.conns.remove(&token) else { return };
-        let (peer, rail) = (conn.peer, conn.rail);
-        conn.end(&mut self.done);
-        if let Some(rails) = self.peers.get_mut(&peer) {
-            rails.take_conn(rail);
-            rails.rails.lost(rail, self.shared.clock.now());
+        let Some(line) = self.lines.remove(&token) else { return };
+        end(&line, &mut self.done);
+        if let Some(rails) = self.peers.get_mut(&line.peer) {
+            rails.take_conn(line.rail);
+            rails.rails.lost(line.rail, self.shared.clock.now());
         }
-        self.note(peer);
+        self.note(line.peer);
     }
 
     /// Acts on what the rails of a peer ask for; the rest of it is the driver's.
@@ -177,8 +212,8 @@ impl Tcp {
         while let Some(event) = rails.rails.poll_event() {
             match event {
                 RailEvent::Close(rail) => {
-                    let conn = rails.take_conn(rail).and_then(|token| self.conns.remove(&token));
-                    conn.into_iter().for_each(|conn| conn.end(&mut self.done));
+                    let line = rails.take_conn(rail).and_then(|token| self.lines.remove(&token));
+                    line.into_iter().for_each(|line| end(&line, &mut self.done));
                 }
                 event => self.news.push((peer, event)),
             }
@@ -218,6 +253,8 @@ impl Tcp {
 
     /// Time has passed.
     pub(crate) fn handle_timeout(&mut self, now: Time) {
+        // What a carrier has moved counts.
+        self.collect();
         let due = |rails: &PeerRails| rails.rails.poll_timeout().is_some_and(|at| at <= now);
         let peers: Vec<_> =
             self.peers.iter().filter(|(_, rails)| due(rails)).map(|(peer, _)| *peer).collect();
@@ -237,8 +274,8 @@ impl Tcp {
     /// Closes all connections to a peer; their slices complete.
     pub(crate) fn remove_peer(&mut self, peer: Incarnation) {
         let Some(mut rails) = self.peers.remove(&peer) else { return };
-        for conn in rails.tokens().filter_map(|token| self.conns.remove(&token)) {
-            conn.end(&mut self.done);
+        for line in rails.tokens().filter_map(|token| self.lines.remove(&token)) {
+            end(&line, &mut self.done);
         }
         rails.end_waiting(None, SliceError::RailLost, &mut self.done);
     }
@@ -248,24 +285,41 @@ impl Tcp {
         let now = self.shared.clock.now();
         let Some(rails) = self.peers.get_mut(&peer) else { return };
         while let Some((slice, token)) = rails.next(now) {
-            let Some(conn) = self.conns.get_mut(&token) else { continue };
-            match conn.submit(slice) {
-                Ok(()) if self.unsent.contains(&token) => {}
-                Ok(()) => self.unsent.push(token),
-                Err(completion) => self.done.push(completion),
+            let Some(line) = self.lines.get(&token) else { continue };
+            let mut guard = line.claim();
+            match guard.as_mut().map(|conn| conn.submit(slice)) {
+                None => {}
+                Some(Ok(())) if self.unsent.contains(&token) => {}
+                Some(Ok(())) => self.unsent.push(token),
+                Some(Err(completion)) => self.done.push(completion),
             }
         }
     }
 
-    /// Sends what was submitted; slices that were submitted together leave together.
+    /// Sends what was submitted; slices that were submitted together leave together. What is carried, or worth it,
+    /// leaves on its carrier.
     fn flush(&mut self) {
         while let Some(token) = self.unsent.pop() {
-            if let Some(conn) = self.conns.get_mut(&token) {
-                let result = conn.flush();
-                self.settle(token, result);
+            let Some(line) = self.lines.get(&token).cloned() else { continue };
+            let mut guard = line.claim();
+            let Some(conn) = guard.as_mut() else { continue };
+            let result =
+                if conn.carrier.is_some() || self.carriers.want(conn) { Ok(0) } else { conn.flush() };
+            if let Ok(moved) = result {
+                conn.note_moved(moved, self.shared.clock.now());
             }
+            let result = self.settle(&line, conn, result);
+            drop(guard);
+            self.keep_or_lose(&line, result);
         }
     }
+}
+
+/// Ends a connection and its slices, those included of which a carrier had to tell.
+fn end(line: &Line, done: &mut Vec<Completion>) {
+    let conn = line.claim().take();
+    done.append(&mut line.report().done);
+    conn.into_iter().for_each(|conn| conn.end(done));
 }
 
 impl Backend for Tcp {
@@ -283,6 +337,7 @@ impl Backend for Tcp {
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>) {
+        self.collect();
         for peer in std::mem::take(&mut self.submitted) {
             self.place(peer);
         }
@@ -295,12 +350,16 @@ impl Backend for Tcp {
         let Some(rails) = self.peers.get_mut(&peer) else { return };
         rails.end_waiting(Some(xfer), SliceError::Abandoned, &mut self.done);
         for token in rails.tokens().collect::<Vec<_>>() {
-            let Some(conn) = self.conns.get_mut(&token) else { continue };
-            let left = conn.abandon(xfer, &mut self.done);
-            if left && now {
+            let Some(line) = self.lines.get(&token).cloned() else { continue };
+            let mut guard = line.claim();
+            let Some(conn) = guard.as_mut() else { continue };
+            if conn.abandon(xfer, &mut self.done) && now {
+                drop(guard);
                 self.lose(token);
             } else {
-                self.settle(token, Ok(0));
+                let result = self.settle(&line, conn, Ok(0));
+                drop(guard);
+                self.keep_or_lose(&line, result);
             }
         }
     }

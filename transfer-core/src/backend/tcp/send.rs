@@ -17,7 +17,7 @@ use crate::xfer::XferRef;
 /// Bytes of one call. What the kernel takes of them is in its buffers; the rest is gathered anew.
 const SEND_BYTES: usize = 2 << 20;
 /// Bytes sent on one connection before the others get their turn.
-const TURN_BYTES: usize = 8 << 20;
+const TURN_BYTES: usize = 2 << 20;
 /// Parts of frames that were sent, kept for the next ones.
 const SPARES_MAX: usize = 64;
 /// A head longer than twice this is not kept.
