@@ -242,6 +242,18 @@ typedef struct hr_remote_list_t hr_remote_list_t;
 // A posted transfer. It reaches one terminal state; from then on nothing touches its local memory.
 typedef struct hr_xfer_t hr_xfer_t;
 
+// Where in a transfer it failed, for HR_TRANSFER_FAILED and HR_STALE.
+typedef struct {
+    // Which descriptor of the remote list, counted from 0.
+    uint32_t desc;
+    // How often these bytes had been sent; more than once where a connection broke.
+    uint32_t attempts;
+    // Where in the region of that descriptor, in bytes: the first place that failed, as far as that is known.
+    uint64_t offset;
+    // The data connection that carried them, counted from 0; -1 where none did, as within one host.
+    int64_t rail;
+} hr_failure_t;
+
 // How an agent behaves. hr_config_init() fills in the defaults; set a name and change what you need. It is read by
 // hr_agent_create() only, and what it points to need not live longer than that call.
 typedef struct {
@@ -432,8 +444,12 @@ const char *hr_error_message(const hr_error_t *error);
 // Whether the same call may succeed later, or with another peer. False for NULL.
 bool hr_error_retryable(const hr_error_t *error);
 
-// The errno behind HR_OS; 0 for other errors and for NULL.
+// The errno behind HR_OS, and behind HR_TRANSFER_FAILED where the kernel refused to move the bytes; 0 for other errors
+// and for NULL.
 int32_t hr_error_os_code(const hr_error_t *error);
+
+// Whether it says where in a transfer it failed; if so, writes that to `failure`. False for other errors and for NULL.
+bool hr_error_failure(const hr_error_t *error, hr_failure_t *failure);
 
 // Frees an error. NULL is fine. Errors that belong to an event are freed with that.
 void hr_error_free(hr_error_t *error);

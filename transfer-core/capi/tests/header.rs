@@ -110,6 +110,7 @@ fn structs() -> Facts {
     assert_eq!(padding, Padding(0), "as above");
     fields!(facts, hr_desc_t { region, offset, len, stride, generation, pages, count, kind });
     fields!(facts, hr_done_t { bytes, elapsed_ns, path });
+    fields!(facts, hr_failure_t { desc, attempts, offset, rail });
     fields!(facts, hr_event_t { kind, peer, data, data_len, reason });
     fields!(facts, hr_region_info_t { id, len, block_bytes, kind, access, label });
     facts

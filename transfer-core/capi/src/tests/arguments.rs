@@ -112,6 +112,7 @@ fn of_agents() -> Calls {
         hr_error_message(P) => |message| text(message) == "no error";
         hr_error_retryable(P) => |retryable: bool| !retryable;
         hr_error_os_code(P) => |code| code == 0;
+        hr_error_failure(P, P) => |told: bool| !told;
         hr_error_free(P) => |()| true;
         hr_region_id(P) => |id| id == 0;
         hr_region_len(P) => |len| len == 0;

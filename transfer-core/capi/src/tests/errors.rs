@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::ptr::{null, null_mut};
 use std::time::Duration;
 
-use transfer_core::{Error, RegionId};
+use transfer_core::{Error, Failure, RegionId, SliceError};
 
 use super::*;
 use crate::error::c_text;
@@ -190,6 +190,56 @@ fn selections_and_notifications_are_checked_when_they_are_posted() {
     assert_told(&notif, HR_NOT_NOTIFIED, "over the limit", false);
     let notif = failed(|error| unsafe { hr_peer_notify(pair.peer, long.as_ptr(), long.len(), error) });
     assert_told(&notif, HR_NOT_NOTIFIED, "over the limit", false);
+}
+
+#[test]
+fn a_failure_says_where_in_the_transfer_it_was() {
+    for (paths, rails) in [(ALL, -1..0), (TCP, 0..64)] {
+        let pair = Pair::new(paths, 4);
+        let id = info(pair.peer, c"kv").id;
+        // The second descriptor names what is taken back: a region of one block of its own.
+        let more = alloc(pair.there, PAGE_LEN, c"more");
+        ok(|error| unsafe { hr_peer_sync(pair.peer, error) });
+        let descs = [
+            hr_desc_contiguous(id, 0, PAGE),
+            hr_desc_strided(info(pair.peer, c"more").id, 512, 256, 1024, 3),
+        ];
+        let remote =
+            made(|list, error| unsafe { hr_peer_prepare(pair.peer, descs.as_ptr(), 2, list, error) });
+        let local = prepare(pair.here, hr_desc_contiguous(unsafe { hr_region_id(pair.ours) }, 0, PAGE + 768));
+        ok(|error| unsafe { hr_region_revoke(more, 0, PAGE, null_mut(), error) });
+        let xfer = made(|xfer, error| unsafe { hr_peer_read(pair.peer, local, remote, null(), xfer, error) });
+        let mut error = null_mut();
+        let mut failure = hr_failure_t { desc: 9, attempts: 0, offset: 9, rail: 99 };
+        unsafe {
+            let status = hr_xfer_wait(xfer, WAIT_NS, null_mut(), &raw mut error);
+            assert_eq!(status, HR_STALE, "{}", text(hr_error_message(error)));
+            assert!(hr_error_failure(error, &raw mut failure));
+            assert!(!hr_error_failure(error, null_mut()));
+            hr_error_free(error);
+            hr_xfer_free(xfer);
+            hr_list_free(local);
+            hr_remote_list_free(remote);
+            hr_region_free(more);
+        }
+        assert_eq!((failure.desc, failure.offset, failure.attempts), (1, 512, 1), "{failure:?}");
+        assert!(rails.contains(&failure.rail), "{failure:?}");
+    }
+}
+
+#[test]
+fn an_error_beside_a_transfer_has_no_place_in_one_and_one_of_the_kernel_has_its_errno() {
+    let place = |error: Error| {
+        let object = Box::into_raw(Box::new(hr_error_t::from(error)));
+        let mut failure = hr_failure_t { desc: 9, attempts: 9, offset: 9, rail: 9 };
+        let told = unsafe { hr_error_failure(object, &raw mut failure) };
+        let os_code = unsafe { hr_error_os_code(object) };
+        unsafe { hr_error_free(object) };
+        (told, failure.desc, os_code)
+    };
+    assert_eq!(place(Error::Cancelled), (false, 9, 0));
+    let source = Failure::new(0, (3, 4096), SliceError::Os { errno: 14, span: 0 });
+    assert_eq!(place(Error::TransferFailed { peer: "p".into(), source }), (true, 3, 14));
 }
 
 #[test]
