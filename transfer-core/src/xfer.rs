@@ -4,8 +4,8 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use transfer_proto::plan::{Path, Side};
 use transfer_proto::proto::control::NOTIF_MAX;
 use transfer_proto::proto::link::NotifError;
 
-use crate::backend::shm::Work;
+use crate::backend::shm::{Job, Work};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::list::{LocalList, RemoteList};
@@ -188,7 +188,7 @@ pub(crate) struct XferCore {
     /// Its name in the driver, once it is there.
     pub(crate) id: AtomicU64,
     /// What is left to do of it, where it goes within this host.
-    pub(crate) work: Mutex<Option<Work>>,
+    pub(crate) job: Job<Work>,
     ending: Ending<Result<Done>>,
 }
 

@@ -8,9 +8,11 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`work`] | the state of a transfer: which slice is next, and how it ends |
+//! | [`job`] | which slice is next, and who ends a transfer that several threads copy |
+//! | [`work`] | a transfer from its beginning to its end |
 //! | [`moves`] | the copying of one slice |
 
+mod job;
 mod moves;
 mod work;
 
@@ -22,6 +24,7 @@ use transfer_sys::OsError;
 use transfer_sys::copy::{self, Stores};
 use transfer_sys::numa::{self, Nodes};
 
+pub(crate) use self::job::Job;
 pub(crate) use self::moves::advance;
 use self::moves::{Batch, move_all, move_batch};
 pub(crate) use self::work::Work;

@@ -1,15 +1,13 @@
-//! A transfer within this host: its slices are taken and completed by several threads, each for itself.
+//! A transfer within this host, from its beginning to its end.
 //!
-//! The state machine is the one of all transfers, [`transfer_proto::proto::xfer::Xfer`], under a lock that only those
-//! share who copy for this transfer. It is looked at between two slices, which are a fraction of a millisecond apart:
-//! that is where a cancelled transfer, a lost peer or a deadline shows.
-
-use std::sync::{MutexGuard, PoisonError};
+//! It is looked at between two slices, which are a fraction of a millisecond apart: that is where a cancelled transfer,
+//! a lost peer or a deadline shows.
 
 use transfer_proto::plan::Path;
 use transfer_proto::proto::xfer::{Outcome, SliceError, SliceLimits, SlicePost, Xfer};
 use transfer_sys::process::RANGES_MAX;
 
+use super::job::{End, Next};
 use super::moves::Batch;
 use crate::error::Error;
 use crate::shared::{Passes, Shared, Word};
@@ -18,16 +16,9 @@ use crate::xfer::XferCore;
 /// Bytes that the kernel copies in one call where its ranges do not run out first.
 const FOREIGN_BYTES_MAX: u64 = 16 << 20;
 
-/// The state of a transfer here. It stays when the transfer has ended, for its memory.
-#[derive(Debug)]
-pub(crate) struct Work {
-    state: Xfer,
-    open: Option<Open>,
-}
-
 /// What a transfer that is under way holds: the right to touch its memory, and what to say at its end.
 #[derive(Debug)]
-struct Open {
+pub(crate) struct Work {
     passes: Passes,
     word: Word,
 }
@@ -41,27 +32,19 @@ impl Work {
         };
         // Whoever takes a slice copies it at once, so there are never more in flight than threads at it.
         let limits = SliceLimits::new(limits, RANGES_MAX, u32::MAX);
-        let deadline = agent.clock.now() + core.timeout;
-        let mut guard = lock(core);
-        let work = guard.get_or_insert_with(|| Self { state: Xfer::new(limits, deadline), open: None });
-        work.state.restart(limits, deadline);
-        work.open = Some(Open { passes, word });
-    }
-
-    /// Makes it stop where there is a reason to.
-    fn look_around(&mut self, agent: &Shared, core: &XferCore, closing: bool) {
-        if core.is_stopped() || closing {
-            self.state.cancel();
-        } else if !core.remote.core.peer.is_up() {
-            self.state.peer_lost();
-        } else {
-            self.state.handle_timeout(agent.clock.now());
-        }
+        core.job.begin(limits, agent.clock.now() + core.timeout, Self { passes, word });
     }
 }
 
-fn lock(core: &XferCore) -> MutexGuard<'_, Option<Work>> {
-    core.work.lock().unwrap_or_else(PoisonError::into_inner)
+/// Makes a transfer stop where there is a reason to.
+fn look_around(state: &mut Xfer, agent: &Shared, core: &XferCore, closing: bool) {
+    if core.is_stopped() || closing {
+        state.cancel();
+    } else if !core.remote.core.peer.is_up() {
+        state.peer_lost();
+    } else {
+        state.handle_timeout(agent.clock.now());
+    }
 }
 
 /// The next slice that nobody has taken, its pieces in `batch`. Where there is none, the transfer may have ended here.
@@ -71,31 +54,25 @@ pub(super) fn take_slice(
     closing: bool,
     batch: &mut Batch,
 ) -> Option<SlicePost> {
-    let mut guard = lock(core);
-    let work = guard.as_mut().filter(|work| work.open.is_some())?;
-    work.look_around(agent, core, closing);
-    let post = work.state.poll_slice(core.sides(), batch.pieces());
-    if post.is_none() {
-        end_if_over(agent, core, guard);
+    let look = |state: &mut Xfer| look_around(state, agent, core, closing);
+    match core.job.take(core.sides(), batch.pieces(), look) {
+        Next::Slice(post) => return Some(post),
+        Next::End(end) => tell(agent, core, end),
+        Next::Nothing => {}
     }
-    post
+    None
 }
 
 /// A slice that was taken is copied, or failed; nothing touches its bytes any more.
 pub(super) fn complete(agent: &Shared, core: &XferCore, post: SlicePost, result: Result<u64, SliceError>) {
-    let mut guard = lock(core);
-    if let Some(work) = guard.as_mut() {
-        work.state.handle_completion(post.id, None, result);
-        end_if_over(agent, core, guard);
+    if let Some(end) = core.job.complete(core.sides(), post, result) {
+        tell(agent, core, end);
     }
 }
 
-fn end_if_over(agent: &Shared, core: &XferCore, mut guard: MutexGuard<'_, Option<Work>>) {
-    let Some(work) = guard.as_mut().filter(|work| work.open.is_some()) else { return };
-    let Some(outcome) = work.state.poll_outcome(core.sides()) else { return };
-    let Some(Open { passes, word }) = work.open.take() else { return };
-    drop(guard);
-    let result = match outcome {
+fn tell(agent: &Shared, core: &XferCore, end: End<Work>) {
+    let Work { passes, word } = end.held;
+    let result = match end.outcome {
         // Nobody asked for it, so it was the agent's end.
         Outcome::Cancelled if !core.is_stopped() => Err(Error::AgentClosed),
         outcome => agent.result_of(core, outcome),
