@@ -5,8 +5,9 @@
     benches/compare/compare.py --shape 8192x16KiB       one shape
     benches/compare/compare.py --shape 64MiB --op read --rounds 3 --seconds 0.2 --without mooncake
 
-By hand, since it takes the products from PyPI (below target/compare, about 700 MB) and a machine that does nothing
-else. Everything runs on loopback. A figure is the median of the rounds; a ratio is the median of the rounds' ratios.
+By hand, since it takes the products from PyPI (about 700 MB, into virtual environments below target/compare) and a
+machine that does nothing else. Mooncake's wheel links libibverbs, which it does not bring: apt-get install libibverbs1.
+Everything runs on loopback. A figure is the median of the rounds; a ratio is the median of the rounds' ratios.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import contenders
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "B": 1}
 SHAPES = ["4KiB", "64KiB", "1MiB", "16MiB", "64MiB", "256MiB", "1024x64KiB", "8192x16KiB", "4096x4KiB"]
 # Which of ours is held against which of theirs.
-RATIOS = [("shm", "NIXL"), ("tcp", "NIXL tcp"), ("tcp", "Mooncake tcp")]
+RATIOS = [("shm", "NIXL"), ("tcp", "NIXL over tcp"), ("tcp", "Mooncake over tcp")]
 
 
 def shape(text):
@@ -37,21 +38,20 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each measurement")
     parser.add_argument("--without", nargs="+", default=[], choices=["nixl", "mooncake", "process-vm"])
+    contenders.add_venvs(parser)
     return parser.parse_args()
 
 
-def contestants(without):
+def contestants(without, venvs):
     """All that can be had here; what cannot is told and left out."""
     binary = contenders.build()
     paths = [path for path in ("shm", "process-vm", "tcp") if path not in without]
     found = [contenders.TransferBench(binary, path) for path in paths]
-    makers = [("nixl", lambda: contenders.nixl(tcp=False)), ("nixl", lambda: contenders.nixl(tcp=True))]
-    makers.append(("mooncake", contenders.mooncake))
-    for name, make in makers:
-        if name in without:
+    for name, make in contenders.PRODUCTS.items():
+        if name.split()[0].lower() in without:
             continue
         try:
-            found.append(make())
+            found.append(make(venvs))
         except (contenders.Failed, OSError, contenders.subprocess.SubprocessError) as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
     return found
@@ -88,7 +88,7 @@ def ratio(ours, theirs):
 def main():
     args = arguments()
     shapes = [(text, *shape(text)) for text in args.shape]
-    contest = contestants(args.without)
+    contest = contestants(args.without, args.venvs)
     names = [contender.name for contender in contest]
     pairs = [(ours, theirs) for ours, theirs in RATIOS if ours in names and theirs in names]
     heading = ["op", "spans", *names, *(f"{ours} / {theirs}" for ours, theirs in pairs)]

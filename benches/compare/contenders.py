@@ -4,6 +4,7 @@ A contender measures one shape in one direction for a moment and says what it sa
 cpu_s_per_gib, verified. Whoever compares calls them in turns, so that all of them see the same neighbours.
 """
 
+import ctypes
 import json
 import os
 import pathlib
@@ -31,13 +32,24 @@ def build():
     return ROOT / "target" / "release" / "transfer-bench"
 
 
-def python_with(name, packages, dependencies):
+def add_venvs(parser):
+    """The flag that says where the products are."""
+    parser.add_argument(
+        "--venvs",
+        type=pathlib.Path,
+        default=PLACE,
+        metavar="DIR",
+        help="has a virtual environment of each product, venv-nixl and venv-mooncake; made when they are missing",
+    )
+
+
+def python_with(venvs, name, packages, dependencies):
     """The interpreter of a virtual environment that has these packages from PyPI; made when it is missing."""
-    place = PLACE / ("venv-" + name)
+    place = venvs / ("venv-" + name)
     python = place / "bin" / "python"
     ready = place / "ready"
     if not ready.exists():
-        print(f"installing {' '.join(packages)} below {place.relative_to(ROOT)}", file=sys.stderr)
+        print(f"installing {' '.join(packages)} below {place}", file=sys.stderr)
         venv.create(place, clear=True, with_pip=True)
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run(install + ([] if dependencies else ["--no-deps"]) + packages, check=True, timeout=600)
@@ -78,6 +90,7 @@ class Peer:
 
     def __init__(self, name, python, script, environment=None):
         self.name = name
+        PLACE.mkdir(parents=True, exist_ok=True)
         errors = open(PLACE / (name.replace(" ", "-") + ".log"), "w")
         self.process = subprocess.Popen(
             [str(python), str(HERE / script)],
@@ -132,14 +145,32 @@ class Peer:
             self.process.wait()
 
 
-def nixl(tcp):
-    """NIXL with what UCX chooses, or with UCX over tcp only."""
-    python = python_with("nixl", ["nixl-cu12", "numpy"], dependencies=False)
-    environment = {"NIXL_LOG_LEVEL": "ERROR", **({"UCX_TLS": "tcp"} if tcp else {})}
-    return Peer("NIXL tcp" if tcp else "NIXL", python, "peer_nixl.py", environment)
+def doctor(binary):
+    """What transfer-bench says of this machine and of its agents."""
+    done = subprocess.run([str(binary), "doctor", "--json"], stdout=subprocess.PIPE, text=True, timeout=120)
+    return json.loads(done.stdout)
 
 
-def mooncake():
+def nixl(name, venvs, environment):
+    """NIXL with its UCX backend; UCX chooses what it goes over, unless the environment says."""
+    python = python_with(venvs, "nixl", ["nixl-cu12", "numpy"], dependencies=False)
+    return Peer(name, python, "peer_nixl.py", {"NIXL_LOG_LEVEL": "ERROR", **environment})
+
+
+def mooncake(name, venvs):
     """Mooncake's transfer engine, which has tcp for host memory."""
-    python = python_with("mooncake", ["mooncake-transfer-engine-non-cuda", "numpy"], dependencies=True)
-    return Peer("Mooncake tcp", python, "peer_mooncake.py", {"MC_LOG_LEVEL": "2"})
+    try:
+        ctypes.CDLL("libibverbs.so.1")
+    except OSError as error:
+        why = "its wheel links libibverbs.so.1 and does not bring it; apt-get install libibverbs1"
+        raise Failed(f"{name} cannot be loaded: {why} ({error})") from error
+    python = python_with(venvs, "mooncake", ["mooncake-transfer-engine-non-cuda", "numpy"], dependencies=True)
+    return Peer(name, python, "peer_mooncake.py", {"MC_LOG_LEVEL": "2"})
+
+
+# How each product is started, from the place of the virtual environments.
+PRODUCTS = {
+    "NIXL": lambda venvs: nixl("NIXL", venvs, {}),
+    "NIXL over tcp": lambda venvs: nixl("NIXL over tcp", venvs, {"UCX_TLS": "tcp"}),
+    "Mooncake over tcp": lambda venvs: mooncake("Mooncake over tcp", venvs),
+}

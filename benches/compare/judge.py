@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
-"""Holds transfer-bench's figures on this machine against what the engine is meant to reach, row by row.
+"""Holds transfer-bench's figures on this machine against what the engine is meant to reach, in one table.
 
-    benches/compare/judge.py                    everything, about five minutes
-    benches/compare/judge.py --only shm tcp     these groups
-    benches/compare/judge.py --without-peers    without NIXL and Mooncake
+    benches/compare/judge.py                         everything, about ten minutes
+    benches/compare/judge.py --row tcp-pages         these rows, of those named below
+    benches/compare/judge.py --without-peers         without NIXL and Mooncake
 
-By hand: it needs a machine that does nothing else, iperf3, and the products of compare.py. Ratios are medians of five
-windows, each beside its own roof or rival; absolute times are this machine's. Exit code 1 if a row is missed.
+By hand: it needs a machine that does nothing else, cargo, and two packages of the distribution: iperf3, and libibverbs1,
+which Mooncake's wheel links and does not bring (apt-get install iperf3 libibverbs1). NIXL and Mooncake themselves
+come from PyPI, about 700 MB, each into a virtual environment of its own (below target/compare; --venvs says otherwise).
+What is missing is told, and its rows count as missed.
+
+Each figure is a median of five, and each ratio one of figures that were taken in turns. Where both directions count,
+each has its row. Exit code 1 if a row is missed.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -18,176 +22,237 @@ import sys
 import contenders
 
 KIB, MIB = 1 << 10, 1 << 20
-LONG = ["--len", "64MiB,256MiB"]
-PAGES = ["--count", "8192", "--len", "16KiB"]
+PAGES, PAGE = 8192, 16 * KIB
+PAGED = ["--count", str(PAGES), "--len", "16KiB"]
 LISTS = ["--count", "16384", "--len", "4KiB", "--op", "read"]
+OPS = ("read", "write")
+ROOFS = {"memcpy": "memcpy", "process-vm": "bare calls", "sockets": "bare sockets", "iperf3": "iperf3"}
+
+
+def number(value, unit=""):
+    return f"{value:.3g}{unit}" if value < 1000 else f"{value:.0f}{unit}"
+
+
+def median(pairs, key):
+    """Of our figures, of theirs, and of the ratios."""
+    ours, theirs = [a[key] for a, _ in pairs], [b[key] for _, b in pairs]
+    ratios = [a / b for a, b in zip(ours, theirs)]
+    return [statistics.median(values) for values in (ours, theirs, ratios)]
 
 
 class Judge:
-    """Collects rows: what, wanted, got."""
+    """Measures, and tells rows."""
 
-    def __init__(self, binary, peers, rounds, seconds):
-        self.binary, self.peers, self.rounds, self.seconds = binary, peers, rounds, seconds
-        self.missed = 0
+    def __init__(self, binary, args):
+        self.binary, self.args = binary, args
+        self.rounds, self.seconds = args.rounds, args.seconds
+        self.peers, self.missing = {}, {}
+        self.met = self.missed = 0
+
+    # ---- telling
+
+    def row(self, what, ours, beside, ratio, wanted, met):
+        self.met += met
+        self.missed += not met
+        print(f"| {what} | {ours} | {beside} | {ratio} | {wanted} | {'yes' if met else '**no**'} |", flush=True)
+
+    def failed(self, what, why):
+        self.row(what, "–", why, "–", "–", False)
+
+    def ratio(self, what, figures, unit, rival, wanted, least=True):
+        """`figures`: ours, theirs, ratio. `least`: more is better."""
+        ours, theirs, ratio = figures
+        met = ratio >= wanted if least else ratio <= wanted
+        sign = "≥" if least else "≤"
+        beside = f"{number(theirs, unit)} {rival}"
+        self.row(what, number(ours, unit), beside, f"{ratio:.3g}", f"{sign} {wanted}", met)
+
+    def share(self, what, row, wanted):
+        """A row of transfer-bench beside its own roof; the share is the median of its windows'."""
+        figures = row["gbps"], row["roof"], row["share"]
+        self.ratio(f"{what}, {row['op']}", figures, " GB/s", ROOFS[row["roof_kind"]], wanted)
+
+    def most(self, what, value, limit, unit, beside="–"):
+        self.row(what, number(value, unit), beside, "–", f"≤ {limit}{unit}", value <= limit)
+
+    # ---- measuring
 
     def bench(self, path):
         return contenders.TransferBench(self.binary, path)
 
-    def row(self, what, wanted, got, least=True, unit=""):
-        """`least`: more is better. A figure that is not there is missed, too."""
-        good = got is not None and (got >= wanted if least else got <= wanted)
-        self.missed += not good
-        shown = "not measured" if got is None else f"{got:.3g}{unit}"
-        sign = ">=" if least else "<="
-        print(f"| {what} | {sign} {wanted}{unit} | {shown} | {'yes' if good else 'NO'} |", flush=True)
-
-    def rivals(self, path, rival, op, count, length):
-        """Rounds in turns with a product: pairs of figures."""
-        if rival not in self.peers:
-            return []
-        ours, pairs = self.bench(path), []
-        for _ in range(self.rounds):
+    def peer(self, name):
+        """The product, started when it is first asked for; it stands still out of turn."""
+        if name not in self.peers and name not in self.missing:
             try:
-                mine = ours.measure(op, count, length, self.seconds)
-                theirs = self.peers[rival].measure(op, count, length, self.seconds)
-            except contenders.Failed as error:
-                print(error, file=sys.stderr)
-                continue
-            if mine["verified"] and theirs["verified"]:
-                pairs.append((mine, theirs))
+                if self.args.without_peers:
+                    raise contenders.Failed(f"{name} was to be left out")
+                self.peers[name] = contenders.PRODUCTS[name](self.args.venvs)
+            except (contenders.Failed, OSError, subprocess.SubprocessError) as error:
+                self.missing[name] = str(error)
+        if name in self.missing:
+            raise contenders.Failed(self.missing[name])
+        return self.peers[name]
+
+    def turns(self, path, rival, op, count, length):
+        """Rounds in turns with a product: pairs of figures."""
+        ours, theirs, pairs = self.bench(path), self.peer(rival), []
+        for _ in range(self.rounds):
+            pair = [side.measure(op, count, length, self.seconds) for side in (ours, theirs)]
+            if not all(figures["verified"] for figures in pair):
+                raise contenders.Failed(f"bytes of {path} or {rival} were wrong")
+            pairs.append(pair)
         return pairs
 
-    def against(self, what, wanted, path, rival, shape, ops=("write", "read")):
-        """The ratio of the bandwidths, the worse direction."""
-        ratios = []
-        for op in ops:
-            pairs = self.rivals(path, rival, op, *shape)
-            ratios += [statistics.median(a["gbps"] / b["gbps"] for a, b in pairs)] if pairs else []
-        self.row(what, wanted, min(ratios) if len(ratios) == len(ops) else None)
+    def against(self, what, path, rival, shape, wanted):
+        """How many times as fast; `wanted`: of each direction."""
+        for op, times in wanted.items():
+            try:
+                pairs = self.turns(path, rival, op, *shape)
+                self.ratio(f"{what}, {op}", median(pairs, "gbps"), " GB/s", rival, times)
+            except contenders.Failed as error:
+                self.failed(f"{what}, {op}", f"{rival}: {error}")
 
-    # ---- the groups
+    # ---- rows
 
-    def shm(self):
-        bench = self.bench("shm")
-        for row in bench.rows(*LONG):
-            self.row(f"shm {row['op']}, {row['len'] // MIB} MiB, of memcpy", 0.90, row["share"])
-        for row in bench.rows(*PAGES):
-            self.row(f"shm {row['op']}, 8192 x 16 KiB, of memcpy of the same pages", 0.80, row["share"])
-        self.against("shm, 8192 x 16 KiB, of NIXL", 2, "shm", "NIXL", (8192, 16 * KIB))
-        self.against("shm, 4096 x 4 KiB, of NIXL", 4, "shm", "NIXL", (4096, 4 * KIB))
-        for row in bench.rows("--len", "4KiB"):
-            self.row(f"shm {row['op']}, 4 KiB, post to done, p50", 1, row["p50_us"], least=False, unit=" us")
-        self.directions("shm")
+    def shm_span(self):
+        for row in self.bench("shm").rows("--len", "64MiB,256MiB"):
+            self.share(f"shm, {row['len'] // MIB} MiB", row, 0.90)
 
-    def foreign(self):
-        for row in self.bench("process-vm").rows(*PAGES):
-            self.row(f"process-vm {row['op']}, 8192 x 16 KiB, of bare calls", 0.95, row["share"])
-        self.directions("process-vm")
+    def shm_pages(self):
+        for row in self.bench("shm").rows(*PAGED):
+            self.share("shm, 8192 x 16 KiB", row, 0.80)
+        self.against("shm, 8192 x 16 KiB", "shm", "NIXL", (PAGES, PAGE), dict.fromkeys(OPS, 2))
 
-    def tcp(self):
-        bench = self.bench("tcp")
-        for row in bench.rows("--len", "64MiB", "--roof", "iperf3"):
-            self.row(f"tcp {row['op']}, 64 MiB, of iperf3", 0.95, row["share"])
-        for row in bench.rows(*PAGES, "--roof", "iperf3"):
-            self.row(f"tcp {row['op']}, 8192 x 16 KiB, of iperf3", 0.85, row["share"])
-        self.directions("tcp")
+    def shm_blocks(self):
+        self.against("shm, 4096 x 4 KiB", "shm", "NIXL", (4096, 4 * KIB), dict.fromkeys(OPS, 4))
 
-    def latency(self):
-        bench = self.bench("tcp")
+    def shm_latency(self):
+        for row in self.bench("shm").rows("--len", "4KiB"):
+            self.most(f"shm, 4 KiB, {row['op']}, post to done, p50", row["p50_us"], 1, " us")
+
+    def tcp_span(self):
+        for row in self.bench("tcp").rows("--len", "64MiB,256MiB", "--roof", "iperf3"):
+            self.share(f"tcp, {row['len'] // MIB} MiB", row, 0.95)
+
+    def tcp_pages(self):
+        for row in self.bench("tcp").rows(*PAGED, "--roof", "iperf3"):
+            self.share("tcp, 8192 x 16 KiB", row, 0.85)
+
+    def tcp_nixl(self):
+        for op, times in {"write": 4, "read": 8}.items():
+            what = f"tcp, 8192 x 16 KiB, {op}"
+            try:
+                pairs = self.turns("tcp", "NIXL over tcp", op, PAGES, PAGE)
+                self.ratio(what, median(pairs, "gbps"), " GB/s", "NIXL over tcp", times)
+                cpu = median(pairs, "cpu_s_per_gib")
+                self.ratio(f"{what}, CPU of both sides", cpu, " s/GiB", "NIXL over tcp", 0.333, least=False)
+            except contenders.Failed as error:
+                self.failed(what, str(error))
+
+    def tcp_mooncake(self):
+        rival = "Mooncake over tcp"
+        self.against("tcp, 8192 x 16 KiB", "tcp", rival, (PAGES, PAGE), dict.fromkeys(OPS, 8))
+
+    def tcp_latency(self):
         for wait in ("block", "poll"):
             # Each side on a core of its own: a round trip within one core takes less than half of one between two.
-            for row in bench.rows("--len", "4KiB", "--wait", wait, "--cpus", "0,1", seconds=2):
-                what = f"tcp {row['op']}, 4 KiB, {wait}, of a bare round trip ({row['roof_p50_us']:.3g} us)"
-                self.row(what, 1.3, row["p50_of_roof"], least=False)
-        for op in ("write", "read"):
-            pairs = self.rivals("tcp", "NIXL tcp", op, 1, 4 * KIB)
-            ratio = statistics.median(a["p50_us"] / b["p50_us"] for a, b in pairs) if pairs else None
-            self.row(f"tcp {op}, 4 KiB, poll, p50 of NIXL's", 1, ratio, least=False)
+            shape = ["--len", "4KiB", "--wait", wait, "--cpus", "0,1"]
+            for row in self.bench("tcp").rows(*shape, seconds=2):
+                what = f"tcp, 4 KiB, {row['op']}, {wait}, p50"
+                figures = row["p50_us"], row["roof_p50_us"], row["p50_of_roof"]
+                self.ratio(what, figures, " us", "bare round trip", 1.3, least=False)
 
-    def peers_over_tcp(self):
-        for op, wanted in (("write", 4), ("read", 8)):
-            shape = (8192, 16 * KIB)
-            pairs = self.rivals("tcp", "NIXL tcp", op, *shape)
-            ratio = statistics.median(a["gbps"] / b["gbps"] for a, b in pairs) if pairs else None
-            self.row(f"tcp {op}, 8192 x 16 KiB, of NIXL over tcp", wanted, ratio)
-            cpu = statistics.median(a["cpu_s_per_gib"] / b["cpu_s_per_gib"] for a, b in pairs) if pairs else None
-            self.row(f"tcp {op}, 8192 x 16 KiB, CPU per byte of NIXL's", 0.333, cpu, least=False)
-        self.against("tcp, 8192 x 16 KiB, of Mooncake", 8, "tcp", "Mooncake tcp", (8192, 16 * KIB))
+    def tcp_latency_nixl(self):
+        for op in OPS:
+            pairs = self.turns("tcp", "NIXL over tcp", op, 1, 4 * KIB)
+            what = f"tcp, 4 KiB, {op}, poll, p50"
+            self.ratio(what, median(pairs, "p50_us"), " us", "NIXL over tcp", 1, least=False)
+
+    def read_write(self):
+        for path in ("shm", "process-vm", "tcp"):
+            bench = self.bench(path)
+            rates = [[bench.measure(op, PAGES, PAGE, self.seconds) for op in OPS] for _ in range(self.rounds)]
+            self.ratio(f"{path}, 8192 x 16 KiB, READ of WRITE", median(rates, "gbps"), " GB/s", "WRITE", 0.90)
+
+    def process_vm(self):
+        for row in self.bench("process-vm").rows(*PAGED):
+            self.share("process-vm, 8192 x 16 KiB", row, 0.95)
 
     def lists(self):
         for path in ("shm", "process-vm", "tcp"):
             for row in self.bench(path).rows(*LISTS, seconds=0.5):
                 what = f"{path}, 16384 paged descriptors"
-                self.row(f"{what}, prepare each", 30, row["prep_ns_per_desc"], least=False, unit=" ns")
-                self.row(f"{what}, post each", 100, row["post_ns_per_desc"], least=False, unit=" ns")
-        self.row("16384 paged descriptors on the wire", 68, row["wire_bytes"] / KIB, least=False, unit=" KiB")
+                self.most(f"{what}, prepare each", row["prep_ns_per_desc"], 30, " ns")
+                self.most(f"{what}, post each", row["post_ns_per_desc"], 100, " ns")
+        self.most("16384 paged descriptors, metadata", row["wire_bytes"] / KIB, 68, " KiB")
+
+    def allocations(self):
+        what = "allocations in post and poll, counted in both processes"
+        command = ["cargo", "test", "--quiet", "-p", "transfer-core", "--test", "allocations"]
+        done = subprocess.run(command, cwd=contenders.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        good = done.returncode == 0
+        self.row(what, "none" if good else "some", " ".join(command), "–", "the test passes", good)
+        if not good:
+            print(done.stdout, file=sys.stderr)
 
     def agents(self):
-        done = subprocess.run([str(self.binary), "doctor", "--json"], stdout=subprocess.PIPE, text=True, timeout=120)
-        agents = json.loads(done.stdout)["agents"]
-        self.row("new agent and peer, to the first byte", 5, agents["setup_ms"], least=False, unit=" ms")
-        self.row("CPU of an idle agent", 0.1, agents["idle_cpu_percent"], least=False, unit=" %")
-
-    def directions(self, path):
-        """READ against WRITE, window by window."""
-        bench, ratios = self.bench(path), []
-        for _ in range(self.rounds):
-            rates = [bench.measure(op, 8192, 16 * KIB, self.seconds)["gbps"] for op in ("read", "write")]
-            ratios.append(rates[0] / rates[1])
-        self.row(f"{path}, 8192 x 16 KiB, READ of WRITE", 0.90, statistics.median(ratios))
+        agents = contenders.doctor(self.binary)["agents"]
+        try:
+            creation = f"{number(self.peer('NIXL').setup['setup_s'] * 1e3, ' ms')} NIXL, its agent alone"
+        except contenders.Failed as error:
+            creation = str(error)
+        what = "new agent and peer, create to first byte"
+        self.most(f"{what}, with a key", agents["setup_keyed_ms"], 5, " ms", creation)
+        self.most(f"{what}, without", agents["setup_ms"], 5, " ms", creation)
+        self.most("CPU of an idle agent", agents["idle_cpu_percent"], 0.1, " %")
 
 
-GROUPS = {
-    "shm": Judge.shm,
-    "foreign": Judge.foreign,
-    "tcp": Judge.tcp,
-    "latency": Judge.latency,
-    "peers": Judge.peers_over_tcp,
+ROWS = {
+    "shm-span": Judge.shm_span,
+    "shm-pages": Judge.shm_pages,
+    "shm-blocks": Judge.shm_blocks,
+    "shm-latency": Judge.shm_latency,
+    "tcp-span": Judge.tcp_span,
+    "tcp-pages": Judge.tcp_pages,
+    "tcp-nixl": Judge.tcp_nixl,
+    "tcp-mooncake": Judge.tcp_mooncake,
+    "tcp-latency": Judge.tcp_latency,
+    "tcp-latency-nixl": Judge.tcp_latency_nixl,
+    "read-write": Judge.read_write,
+    "process-vm": Judge.process_vm,
     "lists": Judge.lists,
+    "allocations": Judge.allocations,
     "agents": Judge.agents,
 }
-# Which groups need which products.
-NEEDS = {"NIXL": {"shm"}, "NIXL tcp": {"latency", "peers"}, "Mooncake tcp": {"peers"}}
-MAKERS = {
-    "NIXL": lambda: contenders.nixl(tcp=False),
-    "NIXL tcp": lambda: contenders.nixl(tcp=True),
-    "Mooncake tcp": contenders.mooncake,
-}
 
 
-def peers(groups):
-    found = {}
-    for name, needed in NEEDS.items():
-        if needed.isdisjoint(groups):
-            continue
-        try:
-            found[name] = MAKERS[name]()
-        except (contenders.Failed, OSError, subprocess.SubprocessError) as error:
-            print(f"{name} is left out: {error}", file=sys.stderr)
-    return found
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help="of " + " ".join(ROWS))
+    parser.add_argument("--without-peers", action="store_true", help="without NIXL and Mooncake")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a measurement beside a product")
+    parser.add_argument("--no-head", action="store_true", help="for a table that is made piece by piece")
+    contenders.add_venvs(parser)
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
-    parser.add_argument("--without-peers", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a measurement beside a product")
-    args = parser.parse_args()
-    judge = Judge(contenders.build(), {} if args.without_peers else peers(args.only), args.rounds, args.seconds)
-    print("| what | wanted | got | ok |")
-    print("|---|---|---|---|", flush=True)
+    args = arguments()
+    judge = Judge(contenders.build(), args)
+    if not args.no_head:
+        print("| what | ours | beside | ratio | wanted | met |")
+        print("|---|---|---|---|---|---|", flush=True)
     try:
-        for group in args.only:
+        for name in args.row:
             try:
-                GROUPS[group](judge)
+                ROWS[name](judge)
             except contenders.Failed as error:
-                judge.missed += 1
-                print(f"| {group} | | {error} | NO |", flush=True)
+                judge.failed(name, str(error))
     finally:
         for peer in judge.peers.values():
             peer.close()
-    print(f"\n{judge.missed} missed.")
+    print(f"{judge.met} met, {judge.missed} not.", file=sys.stderr)
     sys.exit(1 if judge.missed else 0)
 
 

@@ -220,7 +220,9 @@ fn the_doctor_tells_the_machine_every_path_and_what_to_mend() {
     for path in paths {
         assert!(path["usable"] == true && path["gbps"].is_number() || path["why"].is_string(), "{path}");
     }
-    assert!(report["agents"]["setup_ms"].as_f64().unwrap() > 0.0);
+    for figure in ["setup_ms", "setup_keyed_ms"] {
+        assert!(report["agents"][figure].as_f64().unwrap() > 0.0, "{figure}");
+    }
     assert!(report["agents"]["idle_cpu_percent"].is_number());
     for finding in report["findings"].as_array().unwrap() {
         assert!(finding["what"].is_string() && finding["why"].is_string(), "{finding}");

@@ -10,6 +10,8 @@ use anyhow::{Context as _, Result, bail};
 use transfer_bench::report::Wait;
 use transfer_core::Address;
 
+use crate::cli::Trust;
+
 /// How long it may take to end once its stdin is closed.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 const END_POLL: Duration = Duration::from_millis(2);
@@ -22,13 +24,16 @@ pub(crate) struct TargetProcess {
 }
 
 impl TargetProcess {
-    /// Starts one.
-    pub(crate) fn start(wait: Wait, cpu: Option<usize>) -> Result<Self> {
+    /// Starts one that lets those in who have the same key.
+    pub(crate) fn start(wait: Wait, cpu: Option<usize>, trust: &Trust) -> Result<Self> {
         let binary = std::env::current_exe().context("cannot find this binary")?;
         let mut command = Command::new(binary);
         command.args(["target", "--json", "--until-stdin-ends", "--wait", &wait.to_string()]);
         if let Some(cpu) = cpu {
             command.args(["--cpu", &cpu.to_string()]);
+        }
+        if let Some(file) = &trust.key_file {
+            command.arg("--key-file").arg(file);
         }
         // A group of its own: Ctrl-C is for the process that was started by hand, which then ends this one.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);

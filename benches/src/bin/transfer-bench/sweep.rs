@@ -118,8 +118,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<Outcome> {
     }
     let (cpu, target_cpu) = args.cpus.unzip();
     cpu.map_or(Ok(()), machine::pin)?;
-    let target = Target::Own(TargetProcess::start(args.sweep.measure.wait, target_cpu)?, target_cpu);
-    sweep(&args.sweep, &Trust::default(), target, &plan, &stop)
+    let trust = Trust::default();
+    let target = TargetProcess::start(args.sweep.measure.wait, target_cpu, &trust)?;
+    sweep(&args.sweep, &trust, Target::Own(target, target_cpu), &plan, &stop)
 }
 
 /// Measures against a target that somebody started.
@@ -193,7 +194,8 @@ impl Sweep<'_> {
             && !process.is_alive()
         {
             let cpu = *cpu;
-            self.target = Target::Own(TargetProcess::start(self.args.measure.wait, cpu)?, cpu);
+            let process = TargetProcess::start(self.args.measure.wait, cpu, self.trust)?;
+            self.target = Target::Own(process, cpu);
         }
         Session::open(&Plan {
             address: self.target.address(),

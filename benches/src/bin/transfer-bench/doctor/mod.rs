@@ -2,6 +2,7 @@
 
 mod facts;
 mod findings;
+mod key;
 mod paths;
 
 use anyhow::Result;
@@ -11,9 +12,10 @@ use transfer_bench::report::Wait;
 use transfer_bench::shape::size;
 
 use crate::child::TargetProcess;
-use crate::cli::DoctorArgs;
+use crate::cli::{DoctorArgs, Trust};
 use facts::Facts;
 use findings::Finding;
+use key::KeyFile;
 use paths::{Agents, PathReport};
 
 /// Everything that the doctor knows; its JSON.
@@ -31,10 +33,13 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<bool> {
         println!("transfer-bench {}: looking around, a few seconds\n", env!("CARGO_PKG_VERSION"));
     }
     let machine = Facts::read();
-    let target = TargetProcess::start(Wait::Block, None)?;
+    let target = TargetProcess::start(Wait::Block, None, &Trust::default())?;
     let paths = PathName::ALL.into_iter().map(|path| paths::measure(path, target.address()));
     let paths = paths.collect::<Result<Vec<_>>>()?;
-    let agents = paths::agents(target.address())?;
+    let key = KeyFile::make()?;
+    let keyed = TargetProcess::start(Wait::Block, None, key.trust())?;
+    let agents = paths::agents(target.address(), (keyed.address(), key.trust()))?;
+    drop(keyed);
     let findings = findings::findings(&machine, &paths);
     let good = paths.iter().all(|path| path.usable || path.path == PathName::ProcessVm);
     let report = Report { machine, paths, agents, findings };
@@ -63,7 +68,10 @@ fn told(report: &Report) -> String {
     lines.push(("", format!("{:<11} {}; {none}", "GPU", missing(&report.machine.gpus))));
     lines.push(("", String::new()));
     let agents = report.agents;
-    let set_up = format!("a new agent reads its first byte from a new peer after {:.2} ms", agents.setup_ms);
+    let set_up = format!(
+        "a new agent reads its first byte from a new peer after {:.2} ms, with a key {:.2} ms",
+        agents.setup_ms, agents.setup_keyed_ms
+    );
     lines.push(("agents", set_up));
     lines.push(("", format!("idle, one uses {:.3} % of a core", agents.idle_cpu_percent)));
     if let Some(line) = lines.iter_mut().find(|(_, line)| line.starts_with("shm")) {

@@ -10,8 +10,9 @@ use transfer_bench::path::{Op, PathName};
 use transfer_bench::report::Wait;
 use transfer_bench::shape::{Shape, Side};
 use transfer_bench::stats::median;
-use transfer_core::{Address, Agent, RegionId};
+use transfer_core::{Address, Agent, Config, RegionId};
 
+use crate::cli::{Trust, setup};
 use crate::measure::transfer;
 use crate::talk::{Answer, Ask, Talk, unexpected};
 use crate::target;
@@ -71,31 +72,47 @@ pub(crate) fn measure(path: PathName, address: &Address) -> Result<PathReport> {
 pub(crate) struct Agents {
     /// Creating an agent, connecting, learning the peer's regions, preparing lists and reading one byte; median.
     pub(crate) setup_ms: f64,
+    /// The same where both prove to each other that they have a key.
+    pub(crate) setup_keyed_ms: f64,
     /// CPU of an idle target with one peer, in percent of a core.
     pub(crate) idle_cpu_percent: f64,
 }
 
-/// Makes agents, and watches one do nothing.
-pub(crate) fn agents(address: &Address) -> Result<Agents> {
+/// Makes agents that meet a target, and ones that meet a target with a key; and watches one do nothing.
+pub(crate) fn agents(address: &Address, keyed: (&Address, &Trust)) -> Result<Agents> {
     let talk = Talk::connect(target::config("doctor", Wait::Block), address)?;
+    let setup_ms = setups(&talk, address, &Trust::default())?;
+    let (keyed, trust) = keyed;
+    let setup_keyed_ms = setups(&Talk::connect(config("doctor", trust)?, keyed)?, keyed, trust)?;
+    let before = talk.ask(Ask::Cpu)?.cpu()?;
+    std::thread::sleep(IDLE);
+    let used = talk.ask(Ask::Cpu)?.cpu()?.saturating_sub(before);
+    Ok(Agents { setup_ms, setup_keyed_ms, idle_cpu_percent: used.as_secs_f64() / IDLE.as_secs_f64() * 100.0 })
+}
+
+fn config(name: &str, trust: &Trust) -> Result<Config> {
+    let mut config = target::config(name, Wait::Block);
+    setup(&mut config, trust)?;
+    Ok(config)
+}
+
+/// How long a new agent takes to its first byte of that target, in milliseconds; median.
+fn setups(talk: &Talk, address: &Address, trust: &Trust) -> Result<f64> {
     let shape = Shape::new(1, 1)?;
     let region = match talk.ask(Ask::Region { bytes: shape.region_bytes(), foreign: false })?.wait()? {
         Answer::Region { id, .. } => RegionId::from_u64(id),
         other => return Err(unexpected(&other)),
     };
-    let setups = (0..SETUPS).map(|_| set_up(address, shape, region).map(|time| time.as_secs_f64() * 1e3));
-    let setup_ms = median(setups.collect::<Result<Vec<_>>>()?);
-    let before = talk.ask(Ask::Cpu)?.cpu()?;
-    std::thread::sleep(IDLE);
-    let used = talk.ask(Ask::Cpu)?.cpu()?.saturating_sub(before);
-    Ok(Agents { setup_ms, idle_cpu_percent: used.as_secs_f64() / IDLE.as_secs_f64() * 100.0 })
+    let once = |_| set_up(address, trust, shape, region).map(|time| time.as_secs_f64() * 1e3);
+    Ok(median((0..SETUPS).map(once).collect::<Result<Vec<_>>>()?))
 }
 
 /// From nothing to the first byte of a peer.
 #[expect(clippy::disallowed_methods, reason = "owns the clock of its measurement")]
-fn set_up(address: &Address, shape: Shape, region: RegionId) -> Result<Duration> {
+fn set_up(address: &Address, trust: &Trust, shape: Shape, region: RegionId) -> Result<Duration> {
+    let config = config("doctor-anew", trust)?;
     let begin = Instant::now();
-    let agent = Agent::new(target::config("doctor-anew", Wait::Block))?;
+    let agent = Agent::new(config)?;
     let peer = agent.connect(address)?;
     let local = agent.alloc(usize::try_from(shape.region_bytes())?, "here")?;
     let ours = agent.prepare(&shape.list(Side::Local, local.id()))?;
