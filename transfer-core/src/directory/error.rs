@@ -56,6 +56,15 @@ pub enum DirectoryError {
         cause: String,
     },
 
+    /// One side does not take the other's certificate.
+    #[error("{place}: {problem}")]
+    Certificate {
+        /// Where.
+        place: String,
+        /// Whose, why, and what to do.
+        problem: CertificateProblem,
+    },
+
     // ---- not there
     /// Nobody of that name is registered now.
     #[error("no agent {name:?} in {place}")]
@@ -125,6 +134,43 @@ impl DirectoryError {
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Timeout { .. })
     }
+}
+
+/// Why a certificate is refused: the server's here, or this client's there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum CertificateProblem {
+    /// No authority that this side trusts vouches for the server's.
+    #[error(
+        "its certificate is signed by nobody whom tls.ca trusts; add its authority there, if it is the right server"
+    )]
+    ServerUntrusted,
+    /// The server's is over.
+    #[error("its certificate has expired; whoever runs it has to renew it")]
+    ServerExpired,
+    /// Something else is wrong with the server's.
+    #[error("its certificate does not do: {0}")]
+    ServerRefused(String),
+    /// The server wants one, and this client has none.
+    #[error("it wants a certificate of its clients and tls.identity has none; set it")]
+    ClientMissing,
+    /// The server does not trust whoever vouches for this client's.
+    #[error(
+        "it does not trust the authority that signed tls.identity; get a certificate of the one that it trusts"
+    )]
+    ClientUntrusted,
+    /// This client's is over.
+    #[error("the certificate in tls.identity has expired; renew it and make the directory again")]
+    ClientExpired,
+    /// etcd's gateway refuses client certificates that have a name, while authentication is enabled.
+    #[error(
+        "with authentication enabled it takes no certificate that has a common name over its gateway; get one for \
+         tls.identity whose subject has no CN"
+    )]
+    ClientNamed,
+    /// Something else is wrong with this client's.
+    #[error("it refuses the certificate in tls.identity ({0}); see what it logs")]
+    ClientRefused(String),
 }
 
 /// A place in a directory whose content cannot be used, and why. Whoever wrote it has to mend it.

@@ -50,9 +50,9 @@ use std::fmt;
 use std::time::Duration;
 
 pub use entry::Entry;
-pub use error::{Corrupt, CorruptCause, DirectoryError};
+pub use error::{CertificateProblem, Corrupt, CorruptCause, DirectoryError};
 #[cfg(feature = "etcd")]
-pub use etcd::{EtcdConfig, EtcdDirectory};
+pub use etcd::{EtcdConfig, EtcdDirectory, EtcdTls, Pem};
 pub use file::FileDirectory;
 pub use memory::MemoryDirectory;
 use transfer_proto::id::Incarnation;

@@ -1,29 +1,29 @@
 //! Requests to etcd: which endpoint, which token, how long, how much.
 
-use std::error::Error as _;
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
-use reqwest::{Response, StatusCode};
+use hyper::StatusCode;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::super::error::CertificateProblem;
 use super::super::{DirectoryError, Result};
 use super::EtcdConfig;
+use super::http::{Answer, Http};
 use super::wire::{Failure, Token};
 
 /// The longest answer that is read: a page of a listing of entries at etcd's own limit.
 pub(super) const ANSWER_MAX: usize = 96 << 20;
+/// How etcd begins when it refuses a certificate for its common name.
+const NAMED_CLIENT: &str = "CommonName of client sending a request against gateway";
 /// The longest complaint that is read.
 const COMPLAINT_MAX: usize = 64 << 10;
-/// Between two signs of life on a connection that is silent.
-const KEEPALIVE: Duration = Duration::from_secs(5);
 
-#[derive(Debug)]
 pub(super) struct Client {
-    http: reqwest::Client,
+    http: Http,
     endpoints: Vec<String>,
     user: Option<(String, String)>,
     /// For one request to one endpoint.
@@ -33,6 +33,13 @@ pub(super) struct Client {
     token: Mutex<Option<String>>,
 }
 
+impl fmt::Debug for Client {
+    /// Without password and token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
+}
+
 /// Why one endpoint gave no answer.
 #[derive(Debug)]
 pub(super) enum Refusal {
@@ -40,6 +47,12 @@ pub(super) enum Refusal {
     Failed(Failure, String),
     /// It was not reached, or is no etcd.
     Other(DirectoryError),
+}
+
+impl From<DirectoryError> for Refusal {
+    fn from(error: DirectoryError) -> Self {
+        Self::Other(error)
+    }
 }
 
 impl From<Refusal> for DirectoryError {
@@ -53,16 +66,9 @@ impl From<Refusal> for DirectoryError {
 
 impl Client {
     pub(super) fn new(config: &EtcdConfig) -> Result<Self> {
-        // Nothing from the environment: no proxy; and no redirect to where nobody was sent.
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .tcp_keepalive(KEEPALIVE)
-            .build()
-            .map_err(|e| DirectoryError::InvalidConfig { field: "endpoints", problem: chain(&e) })?;
         let many = u32::try_from(config.endpoints.len()).unwrap_or(u32::MAX);
         Ok(Self {
-            http,
+            http: Http::new(config.tls.as_ref())?,
             endpoints: config.endpoints.iter().map(|url| url.trim_end_matches('/').to_owned()).collect(),
             user: config.user.clone(),
             attempt: config.timeout / many,
@@ -97,10 +103,10 @@ impl Client {
     }
 
     /// A stream from the endpoint that answered last; which one that is.
-    pub(super) async fn stream(&self, path: &str, body: &Value) -> Result<(&str, Response), Refusal> {
+    pub(super) async fn stream(&self, path: &str, body: &Value) -> Result<(&str, Answer), Refusal> {
         let endpoint = &self.endpoints[self.preferred.load(Ordering::Relaxed)];
         match tokio::time::timeout(self.attempt, self.send(endpoint, path, body)).await {
-            Ok(response) => Ok((endpoint, response?)),
+            Ok(answer) => Ok((endpoint, answer?)),
             Err(_) => Err(Refusal::Other(self.timeout(endpoint))),
         }
     }
@@ -124,7 +130,7 @@ impl Client {
     }
 
     /// Sends, and logs in before that where it has to be.
-    async fn send(&self, endpoint: &str, path: &str, body: &Value) -> Result<Response, Refusal> {
+    async fn send(&self, endpoint: &str, path: &str, body: &Value) -> Result<Answer, Refusal> {
         let before = self.current_token();
         match self.send_with(endpoint, path, body, before.as_deref()).await {
             Err(Refusal::Failed(failure, _))
@@ -156,19 +162,13 @@ impl Client {
         path: &str,
         body: &Value,
         token: Option<&str>,
-    ) -> Result<Response, Refusal> {
-        let request =
-            self.http.post(format!("{endpoint}/v3/{path}")).header(CONTENT_TYPE, "application/json");
-        let request = match token {
-            Some(token) => request.header(AUTHORIZATION, token),
-            None => request,
-        };
-        let response = request.body(body.to_string()).send().await.map_err(|e| unreachable(endpoint, &e))?;
-        let status = response.status();
+    ) -> Result<Answer, Refusal> {
+        let answer = self.http.post(endpoint, path, token, body.to_string()).await?;
+        let status = answer.status;
         if status.is_success() {
-            return Ok(response);
+            return Ok(answer);
         }
-        let complaint = read(endpoint, response, COMPLAINT_MAX).await?;
+        let complaint = read(endpoint, answer, COMPLAINT_MAX).await?;
         Err(complained(endpoint, status, &complaint))
     }
 }
@@ -183,14 +183,14 @@ impl Refusal {
     }
 }
 
-fn unreachable(place: &str, error: &reqwest::Error) -> Refusal {
-    Refusal::Other(DirectoryError::Unreachable { place: place.to_owned(), cause: chain(error) })
-}
-
 /// An answer that is an error: etcd's own, or that of whatever else listens there.
 fn complained(place: &str, status: StatusCode, complaint: &[u8]) -> Refusal {
     match serde_json::from_slice::<Failure>(complaint) {
         Ok(failure) if !failure.message.is_empty() => Refusal::Failed(failure, place.to_owned()),
+        _ if complaint.starts_with(NAMED_CLIENT.as_bytes()) => {
+            let problem = CertificateProblem::ClientNamed;
+            Refusal::Other(DirectoryError::Certificate { place: place.to_owned(), problem })
+        }
         // A proxy in front of an etcd that is away.
         _ if status.is_server_error() => {
             Refusal::Other(DirectoryError::Unreachable { place: place.to_owned(), cause: status.to_string() })
@@ -199,35 +199,24 @@ fn complained(place: &str, status: StatusCode, complaint: &[u8]) -> Refusal {
     }
 }
 
-async fn read(place: &str, mut response: Response, max: usize) -> Result<Vec<u8>, Refusal> {
-    let mut answer = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|e| unreachable(place, &e))? {
-        if answer.len() + chunk.len() > max {
+async fn read(place: &str, mut answer: Answer, max: usize) -> Result<Vec<u8>, Refusal> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = answer.chunk().await? {
+        if bytes.len() + chunk.len() > max {
             let (what, limit) = (format!("an answer of {place}"), format!("{max} bytes are read"));
             return Err(Refusal::Other(DirectoryError::TooLarge { what, limit }));
         }
-        answer.extend_from_slice(&chunk);
+        bytes.extend_from_slice(&chunk);
     }
-    Ok(answer)
+    Ok(bytes)
 }
 
-async fn read_json<T: DeserializeOwned>(place: &str, response: Response) -> Result<T, Refusal> {
-    let answer = read(place, response, ANSWER_MAX).await?;
-    serde_json::from_slice(&answer).map_err(|e| Refusal::Other(foreign(place, &e)))
+async fn read_json<T: DeserializeOwned>(place: &str, answer: Answer) -> Result<T, Refusal> {
+    let bytes = read(place, answer, ANSWER_MAX).await?;
+    serde_json::from_slice(&bytes).map_err(|e| Refusal::Other(foreign(place, &e)))
 }
 
 /// What answers is no etcd.
 pub(super) fn foreign(place: &str, error: &serde_json::Error) -> DirectoryError {
     DirectoryError::Protocol { place: place.to_owned(), cause: error.to_string() }
-}
-
-/// An error with all that it came from; the first alone says only that sending failed.
-pub(super) fn chain(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
 }

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::Response;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -12,8 +11,9 @@ use tokio::task::JoinHandle;
 use super::super::entry::VALUE_MAX;
 use super::super::watch::{Feed, News, Revision};
 use super::super::{DirectoryError, Result};
-use super::client::{Client, chain, foreign};
+use super::client::{Client, foreign};
 use super::engine::Engine;
+use super::http::Answer;
 use super::keys::Keys;
 use super::wire::{Done, Happened, Streamed, Watched, encode};
 
@@ -78,7 +78,7 @@ struct Follower {
 
 /// Messages of a stream, one a line.
 struct Messages {
-    response: Response,
+    answer: Answer,
     place: String,
     bytes: Vec<u8>,
 }
@@ -123,8 +123,8 @@ impl Follower {
         let create = json!({ "create_request": {
             "key": encode(self.keys.key(&self.prefix)), "range_end": encode(self.keys.end(&self.prefix)),
             "start_revision": (since + 1).to_string() } });
-        let (endpoint, response) = client.stream("watch", &create).await?;
-        let mut messages = Messages { response, place: endpoint.to_owned(), bytes: Vec::new() };
+        let (endpoint, answer) = client.stream("watch", &create).await?;
+        let mut messages = Messages { answer, place: endpoint.to_owned(), bytes: Vec::new() };
         loop {
             let message = match tokio::time::timeout(SILENCE, messages.next()).await {
                 Ok(message) => message?,
@@ -189,7 +189,6 @@ impl Follower {
 impl Messages {
     /// The next message. May be dropped before it is ready, and then goes on where it was.
     async fn next(&mut self) -> Result<Streamed<Watched>> {
-        let ended = |cause: String| DirectoryError::Unreachable { place: self.place.clone(), cause };
         let mut searched = 0;
         loop {
             if let Some(at) = self.bytes[searched..].iter().position(|&byte| byte == b'\n') {
@@ -197,8 +196,11 @@ impl Messages {
                 return serde_json::from_slice(&line).map_err(|e| foreign(&self.place, &e));
             }
             searched = self.bytes.len();
-            let chunk = self.response.chunk().await.map_err(|e| ended(chain(&e)))?;
-            let Some(chunk) = chunk else { return Err(ended("the stream ended".to_owned())) };
+            let chunk = self.answer.chunk().await?;
+            let Some(chunk) = chunk else {
+                let cause = "the stream ended".to_owned();
+                return Err(DirectoryError::Unreachable { place: self.place.clone(), cause });
+            };
             if self.bytes.len() + chunk.len() > MESSAGE_MAX {
                 let (what, limit) =
                     (format!("a message of {}", self.place), format!("{MESSAGE_MAX} bytes are read"));

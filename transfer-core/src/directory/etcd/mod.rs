@@ -8,7 +8,9 @@ mod client;
 mod engine;
 mod feed;
 mod hold;
+mod http;
 mod keys;
+mod tls;
 mod wire;
 
 use std::sync::Arc;
@@ -18,7 +20,9 @@ use self::client::Client;
 use self::engine::Engine;
 use self::feed::EtcdFeed;
 use self::hold::{EtcdHold, Own};
+use self::http::Http;
 use self::keys::Keys;
+pub use self::tls::{EtcdTls, Pem};
 use super::entry::{Entry, check_name};
 use super::watch::{Listing, Watch};
 use super::{Directory, DirectoryError, Registration, Result};
@@ -28,11 +32,13 @@ use super::{Directory, DirectoryError, Registration, Result};
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct EtcdConfig {
-    /// The members, as `http://HOST:PORT`. Each call goes to the one that answered last, and on to the next where that
-    /// does not answer. 1 to 16. TLS is not built in: put `https` members behind a proxy on this host.
+    /// The members, as `http://HOST:PORT`, or all as `https://HOST:PORT` with [`EtcdConfig::tls`]. Each call goes to the one
+    /// that answered last, and on to the next where that does not answer. 1 to 16.
     pub endpoints: Vec<String>,
     /// Keys are `NAMESPACE/agents/NAME`. Default `headrace`; 1 to 255 bytes.
     pub namespace: String,
+    /// Whom to trust and who this client is, for `https` endpoints. Default: none.
+    pub tls: Option<EtcdTls>,
     /// Name and password, where authentication is enabled. They travel as the endpoints do: in clear over `http`.
     pub user: Option<(String, String)>,
     /// How long a call may take, with all endpoints together. Default 5 s; 10 ms to 1 minute.
@@ -47,6 +53,7 @@ impl std::fmt::Debug for EtcdConfig {
         f.debug_struct("EtcdConfig")
             .field("endpoints", &self.endpoints)
             .field("namespace", &self.namespace)
+            .field("tls", &self.tls)
             .field("user", &self.user.as_ref().map(|(name, _)| name))
             .field("timeout", &self.timeout)
             .field("blob_bytes_max", &self.blob_bytes_max)
@@ -61,6 +68,7 @@ impl EtcdConfig {
         Self {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
             namespace: "headrace".to_owned(),
+            tls: None,
             user: None,
             timeout: Duration::from_secs(5),
             blob_bytes_max: 1 << 20,
@@ -72,10 +80,16 @@ impl EtcdConfig {
         if !(1..=16).contains(&self.endpoints.len()) {
             return invalid("endpoints", format!("has {}; 1 to 16 are allowed", self.endpoints.len()));
         }
+        let (scheme, other) = if self.tls.is_some() { ("https", "http") } else { ("http", "https") };
         for url in &self.endpoints {
-            let host = url.strip_prefix("http://").unwrap_or_default().trim_end_matches('/');
-            if host.is_empty() || host.contains(['/', '@', '?', '#']) {
-                return invalid("endpoints", format!("has {url:?}; write http://HOST:PORT"));
+            if url.starts_with(&format!("{other}://")) {
+                let what = if self.tls.is_some() { "take tls away, or" } else { "set tls, or" };
+                return invalid("endpoints", format!("has {url:?}; {what} write {scheme}://HOST:PORT"));
+            }
+            let host = url.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://"));
+            let host = host.unwrap_or_default().trim_end_matches('/');
+            if host.is_empty() || host.contains(['/', '@', '?', '#']) || !Http::is_endpoint(url) {
+                return invalid("endpoints", format!("has {url:?}; write {scheme}://HOST:PORT"));
             }
         }
         if !(1..=255).contains(&self.namespace.len()) || self.namespace.contains("/agents") {
@@ -201,16 +215,43 @@ mod tests {
     #[test]
     fn nonsense_is_named() {
         assert!(refused(|c| c.endpoints.clear()).contains("endpoints has 0"));
-        assert!(refused(|c| c.endpoints[0] = "https://a:1".to_owned()).contains("write http://HOST:PORT"));
-        assert!(refused(|c| c.endpoints[0] = "http://a:1/x".to_owned()).contains("write http://HOST:PORT"));
+        for nonsense in
+            ["https://a:1", "http://a:1/x", "a:1", "http://", "http:///", "http://a b", "http://u@a:1"]
+        {
+            let told = refused(|c| c.endpoints[0] = nonsense.to_owned());
+            assert!(told.contains("write http://HOST:PORT"), "{nonsense}: {told}");
+        }
         assert!(refused(|c| c.namespace.clear()).contains("namespace"));
         assert!(refused(|c| c.timeout = Duration::ZERO).contains("timeout is 0 ms"));
     }
 
     #[test]
-    fn a_password_is_not_told() {
+    fn nonsense_in_tls_is_named() {
+        let tls = |tls: EtcdTls| move |config: &mut EtcdConfig| config.tls = Some(tls);
+        let https = |tls: EtcdTls| {
+            move |config: &mut EtcdConfig| {
+                config.endpoints[0] = "https://127.0.0.1:2379".to_owned();
+                config.tls = Some(tls);
+            }
+        };
+        assert!(
+            refused(tls(EtcdTls::new(Pem::bytes("x")))).contains("take tls away, or write https://HOST:PORT")
+        );
+        assert!(refused(https(EtcdTls::new(Pem::bytes("x")))).contains("tls.ca has no certificate in it"));
+        let cut = "-----BEGIN CERTIFICATE-----\nAAAA\n";
+        assert!(refused(https(EtcdTls::new(Pem::bytes(cut)))).contains("tls.ca cannot be understood"));
+        let missing = refused(https(EtcdTls::new(Pem::file("/nowhere/ca.pem"))));
+        assert!(missing.contains("tls.ca cannot be read from /nowhere/ca.pem"), "{missing}");
+    }
+
+    #[test]
+    fn a_password_and_a_key_are_not_told() {
         let mut config = EtcdConfig::new(["http://127.0.0.1:2379"]);
         config.user = Some(("root".to_owned(), "secret".to_owned()));
+        config.tls =
+            Some(EtcdTls::new(Pem::bytes("ca")).identity(Pem::file("cert.pem"), Pem::bytes("secret")));
         assert!(!format!("{config:?}").contains("secret"));
+        config.tls = None;
+        assert!(!format!("{:?}", EtcdDirectory::new(config)).contains("secret"));
     }
 }

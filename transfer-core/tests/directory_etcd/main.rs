@@ -10,129 +10,25 @@
     reason = "a test"
 )]
 
+#[path = "../directories/mod.rs"]
 mod directories;
+mod server;
+mod tls;
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use directories::{
     LONG, Operation, Place, WAIT, blob, eventually, life, next, not_found, operations, superseded,
 };
 use proptest::test_runner::{Config, TestRunner};
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use serde_json::json;
+use server::Etcd;
 use transfer_core::directory::{
     CorruptCause, Directory, DirectoryError, EtcdConfig, EtcdDirectory, Listing, Watch,
 };
-
-/// A server of its own, killed when this is dropped.
-struct Etcd {
-    data: TempDir,
-    ports: [u16; 2],
-    child: Child,
-}
-
-impl Etcd {
-    fn new() -> Self {
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap();
-        let ports = [free(), free()].map(|listener| listener.local_addr().unwrap().port());
-        let data = tempfile::tempdir().unwrap();
-        let child = Self::start(&data, ports);
-        let etcd = Self { data, ports, child };
-        etcd.wait();
-        etcd
-    }
-
-    fn start(data: &TempDir, [client, peer]: [u16; 2]) -> Child {
-        let server =
-            std::env::var("HEADRACE_TEST_ETCD").expect("HEADRACE_TEST_ETCD names no etcd; run ci/etcd");
-        let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
-        // It ends with the test, however that ends. Short elections let it count short times to live.
-        Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--", &server])
-            .arg("--data-dir")
-            .arg(data.path().join("data"))
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}")])
-            .args(["--heartbeat-interval", "50", "--election-timeout", "500", "--unsafe-no-fsync"])
-            .env_clear()
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(data.path().join("log")).unwrap())
-            .spawn()
-            .unwrap()
-    }
-
-    fn wait(&self) {
-        eventually("etcd answers", || self.try_ask("kv/range", &json!({ "key": "YQ==" })).is_some());
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn restart(&mut self) {
-        self.child = Self::start(&self.data, self.ports);
-        self.wait();
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports[0])
-    }
-
-    fn config(&self) -> EtcdConfig {
-        EtcdConfig::new([self.url()])
-    }
-
-    fn directory(&self) -> EtcdDirectory {
-        EtcdDirectory::new(self.config()).unwrap()
-    }
-
-    /// A request in its plainest form, so that the tests do not ask the code that they test.
-    fn try_ask(&self, path: &str, body: &Value) -> Option<Value> {
-        self.try_ask_as("", path, body)
-    }
-
-    fn try_ask_as(&self, token: &str, path: &str, body: &Value) -> Option<Value> {
-        let body = body.to_string();
-        let token = if token.is_empty() { String::new() } else { format!("Authorization: {token}\r\n") };
-        let mut stream = TcpStream::connect(("127.0.0.1", self.ports[0])).ok()?;
-        stream.set_read_timeout(Some(WAIT)).unwrap();
-        write!(stream, "POST /v3/{path} HTTP/1.0\r\n{token}Content-Length: {}\r\n\r\n{body}", body.len())
-            .ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        head.contains(" 200 ").then(|| serde_json::from_str(body).ok())?
-    }
-
-    fn ask(&self, path: &str, body: Value) -> Value {
-        self.try_ask(path, &body).unwrap_or_else(|| panic!("{path} {body}"))
-    }
-
-    fn put(&self, key: &[u8], value: &[u8]) {
-        self.ask("kv/put", json!({ "key": STANDARD.encode(key), "value": STANDARD.encode(value) }));
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        // It may have been killed already.
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-}
 
 impl Place for Etcd {
     fn client(&self) -> Arc<dyn Directory> {
