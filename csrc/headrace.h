@@ -275,29 +275,31 @@ typedef struct {
     uint32_t paths;
     // HR_CONFIG_ values, or'ed. Default none.
     uint32_t flags;
-    // Data connections to each peer. Each costs a socket on both sides.
+    // Data connections to each peer, 1 to 64. Default 2. Each costs a socket on both sides.
     uint32_t tcp_streams;
     // Kernel buffer of each data connection, in each direction. Default 0: the kernel sizes them to the path.
     uint32_t tcp_buffer_bytes;
-    // Slices of one transfer in flight.
+    // Slices of one transfer in flight, 1 to 1024. Default 16.
     uint32_t slices_in_flight_max;
-    // Threads that copy within one host, for transfers that nobody waits for. Default 0: by the number of cores.
+    // Threads that copy within one host, for transfers that nobody waits for; at most 64. Default 0: by the number of
+    // cores.
     uint32_t copy_threads;
     // Events that may wait for the application. When it is full, peers are not read from until some are taken, so
-    // nothing is lost.
+    // nothing is lost. Default 65536.
     uint64_t events_max;
     // Transfers within one host of at most so many bytes are copied inside the posting call, which saves the
-    // hand-over to another thread.
+    // hand-over to another thread. Default 1 MiB, 20 to 100 microseconds.
     uint64_t inline_bytes_max;
-    // Bytes of a slice: the unit of progress, cancellation and striping.
+    // Bytes of a slice, 4 KiB to 64 MiB: the unit of progress, cancellation and striping. Default 1 MiB.
     uint64_t slice_bytes_max;
-    // Bytes that may wait to be sent to a peer before notifications are refused.
+    // Bytes that may wait to be sent to a peer before notifications are refused, 64 KiB to 1 GiB. Default 4 MiB.
     uint64_t unsent_bytes_max;
-    // How long a transfer may take, unless it says otherwise, in nanoseconds.
+    // How long a transfer may take, unless it says otherwise, in nanoseconds. Default 30 s.
     uint64_t transfer_timeout_ns;
-    // How long connecting to a peer may take, in nanoseconds.
+    // How long connecting to a peer may take, in nanoseconds, 10 ms to an hour. Default 5 s.
     uint64_t connect_timeout_ns;
-    // A peer that says nothing for so many nanoseconds is lost.
+    // A peer that says nothing for so many nanoseconds, 50 ms to an hour, is lost. Default 1 s; a quarter of it is the
+    // heartbeat.
     uint64_t peer_timeout_ns;
     // For so many nanoseconds after data has moved, whoever drives the agent looks again and again instead of sleeping,
     // and hr_xfer_poll() drives it too. It saves the wake-up of a thread for each message, some microseconds, at the
@@ -366,20 +368,6 @@ typedef struct {
     char label[HR_LABEL_SIZE];
 } hr_region_info_t;
 
-// A transfer that is done.
-typedef struct {
-    // Bytes that were moved.
-    uint64_t bytes;
-    // From posting to the last byte in place, in nanoseconds.
-    uint64_t elapsed_ns;
-    // The path that they took.
-    hr_path_t path;
-} hr_done_t;
-
-// What hr_xfer_on_done() has called: `data` as it was given there, how the transfer ended as hr_xfer_poll() would say
-// it, and what goes with that: `done` for HR_OK, `error` below zero, else NULL. Both are gone when it returns.
-typedef void (*hr_xfer_callback_t)(void *data, hr_status_t status, const hr_done_t *done, const hr_error_t *error);
-
 // How a transfer is done. hr_xfer_options_init() fills in the defaults; every field but size is 0 or NULL then. What it
 // points to is copied while posting.
 typedef struct {
@@ -406,6 +394,20 @@ typedef struct {
     // By how much. 0: no counter is raised.
     uint64_t bump_by;
 } hr_xfer_options_t;
+
+// A transfer that is done.
+typedef struct {
+    // Bytes that were moved.
+    uint64_t bytes;
+    // From posting to the last byte in place, in nanoseconds.
+    uint64_t elapsed_ns;
+    // The path that they took.
+    hr_path_t path;
+} hr_done_t;
+
+// What hr_xfer_on_done() has called: `data` as it was given there, how the transfer ended as hr_xfer_poll() would say
+// it, and what goes with that: `done` for HR_OK, `error` below zero, else NULL. Both are gone when it returns.
+typedef void (*hr_xfer_callback_t)(void *data, hr_status_t status, const hr_done_t *done, const hr_error_t *error);
 
 // Something that happened. Made by the library only, so that it may grow at its end; freed with hr_event_free(), and
 // with it everything that it points to.
@@ -464,7 +466,8 @@ hr_status_t hr_agent_create(const hr_config_t *config, hr_agent_t **agent, hr_er
 
 // Says goodbye to the peers, ends every transfer with HR_AGENT_CLOSED, joins the agent's threads and frees the handle.
 // Other handles of the agent stay valid, in any order, until they are freed: their calls fail with HR_AGENT_CLOSED or
-// HR_PEER_LOST, and allocated regions keep their memory. Blocks for the slices in flight. NULL is fine.
+// HR_PEER_LOST, and allocated regions keep their memory. Blocks for the slices in flight. Not from a callback. NULL is
+// fine.
 void hr_agent_destroy(hr_agent_t *agent);
 
 // Its name. Belongs to the agent. NULL for NULL.
@@ -485,7 +488,8 @@ hr_status_t hr_agent_metadata(const hr_agent_t *agent, uint8_t **blob, size_t *l
 // Connects to the agent at `address` ("tcp://HOST:PORT" or "unix:@NAME"), or gives the peer where it is connected
 // already. When it returns, both sides know each other. Blocks, up to connect_timeout_ns, and up to peer_timeout_ns
 // for a peer that freezes. Free the peer with hr_peer_free().
-// Errors: HR_INVALID_ADDRESS, HR_UNREACHABLE, HR_VERSION_MISMATCH, HR_PROTOCOL, HR_PEER_LOST.
+// Errors: HR_INVALID_ADDRESS, HR_UNREACHABLE, HR_VERSION_MISMATCH, HR_PROTOCOL, HR_AUTH_REQUIRED, HR_AUTH_FAILED,
+// HR_PEER_LOST where it goes in the middle, HR_OS.
 hr_status_t hr_agent_connect(hr_agent_t *agent, const char *address, hr_peer_t **peer, hr_error_t **error);
 
 // Connects to the agent that a blob of hr_agent_metadata() speaks of. Blocks like hr_agent_connect().
@@ -598,7 +602,8 @@ hr_desc_t hr_desc_paged(uint64_t region,
                         const uint32_t *pages,
                         uint32_t count);
 
-// Checks descriptors against this agent's regions and binds them to their memory, which the list keeps.
+// Checks descriptors against this agent's regions and binds them to their memory, which the list keeps. Costs about a
+// nanosecond for each page, and 4 bytes; the descriptors and their pages are copied.
 // Free the list with hr_list_free().
 // Errors: HR_BAD_LIST, HR_REGION_CLOSED.
 hr_status_t hr_agent_prepare(hr_agent_t *agent,
@@ -610,7 +615,8 @@ hr_status_t hr_agent_prepare(hr_agent_t *agent,
 // Checks descriptors against the peer's regions, chooses the path for them and, for shared memory, maps what was not
 // mapped yet. Blocks, up to connect_timeout_ns, only for a region that is new here.
 // Free the list with hr_remote_list_free().
-// Errors: HR_BAD_LIST, HR_NO_PATH, HR_PEER_LOST, HR_OS from mapping.
+// Errors: HR_BAD_LIST, HR_REGION_CLOSED, HR_NO_PATH, HR_FALLBACK_REFUSED, HR_PEER_LOST, HR_TIMED_OUT, HR_OS from
+// mapping.
 hr_status_t hr_peer_prepare(hr_peer_t *peer,
                             const hr_desc_t *descs,
                             size_t count,
@@ -692,27 +698,15 @@ hr_status_t hr_peer_explain(const hr_peer_t *peer,
                             char **text,
                             hr_error_t **error);
 
-// Has `callback` called with `data` when the transfer ends, exactly once; at once where it has ended already. A
-// transfer takes one callback. NULL is none.
-//
-// It is called by the thread that brings the end: one of the agent's, or one that is in a function of this library,
-// such as this one, hr_xfer_wait(), hr_xfer_cancel() or hr_xfer_free(). It holds no lock, so it may call any function
-// but hr_agent_destroy(), and may free this transfer, if nobody else uses or frees it. What takes long in it delays
-// other transfers. It must return: an exception or a longjmp(3) out of it ends the process, or worse.
-//
-// When hr_xfer_free() returns, the callback has been called and has returned, unless hr_xfer_free() was called by the
-// callback. A transfer that had not ended is cancelled by that, so the callback is told HR_CANCELLED. So `data` may be
-// freed in the callback, or behind hr_xfer_free(). hr_xfer_wait() may return while the callback still runs.
-// Costs one allocation. Errors: HR_INVALID_ARGUMENT for a second callback.
-hr_status_t hr_xfer_on_done(hr_xfer_t *xfer, hr_xfer_callback_t callback, void *data, hr_error_t **error);
-
 // Fills in the defaults. Call it as hr_xfer_options_init(&options, sizeof options). HR_INVALID_ARGUMENT for NULL and
 // for a size that is none.
 hr_status_t hr_xfer_options_init(hr_xfer_options_t *options, size_t size);
 
 // Starts a transfer from the peer's spans into local ones. Within one host, up to inline_bytes_max bytes are copied
-// inside the call; everything else is handed to the agent's thread, and the call returns at once. `options` may be
+// inside the call; everything else is handed to the agent's threads, and the call returns at once. `options` may be
 // NULL. Lists and peer may be freed at once; the transfer keeps what it needs. Free it with hr_xfer_free().
+// Costs an allocation for the handle and one for a notification, and takes no lock that transfers share. Neighbours on
+// both sides move as one, so a list of many small spans in order costs little more than one large span.
 // Errors: HR_LENGTH_MISMATCH, HR_BAD_LIST, HR_WRONG_AGENT, HR_REGION_CLOSED, HR_READ_ONLY, HR_PEER_LOST, HR_NOT_NOTIFIED
 // for a notification that is too long, HR_AGENT_CLOSED. Nothing was moved then. What fails later is told by the
 // transfer.
@@ -732,13 +726,17 @@ hr_status_t hr_peer_write(hr_peer_t *peer,
                           hr_error_t **error);
 
 // How it ended, or HR_PENDING while it goes on. Tells the same each time. `done`, which may be NULL, is written for
-// HR_OK only.
+// HR_OK only. Costs a load while it goes on; with busy_poll_ns also a look at the agent's sockets.
 // Errors: HR_PEER_LOST, HR_TRANSFER_FAILED, HR_STALE, HR_DEADLINE, HR_CANCELLED, HR_AGENT_CLOSED.
 hr_status_t hr_xfer_poll(const hr_xfer_t *xfer, hr_done_t *done, hr_error_t **error);
 
-// The same, after waiting up to `timeout_ns` nanoseconds for its end. Within one host the calling thread meanwhile
-// copies for the transfer, so that the timeout may be exceeded by one slice.
-hr_status_t hr_xfer_wait(const hr_xfer_t *xfer, uint64_t timeout_ns, hr_done_t *done, hr_error_t **error);
+// The same, after waiting up to `timeout_ns` nanoseconds for its end. Meanwhile the calling thread does what there is to
+// do, so that nobody has to wake it: within one host it copies for the transfer, so that the timeout may be exceeded by
+// one slice; over sockets it does the agent's work for all transfers and peers.
+hr_status_t hr_xfer_wait(const hr_xfer_t *xfer,
+                         uint64_t timeout_ns,
+                         hr_done_t *done,
+                         hr_error_t **error);
 
 // Asks for its end; blocks for no more than a slice that is just being moved. The end is reached when nothing touches
 // the memory any more, and is told as HR_CANCELLED, unless every byte was in place already.
@@ -747,10 +745,24 @@ hr_status_t hr_xfer_cancel(hr_xfer_t *xfer, hr_error_t **error);
 // The path it takes. HR_PATH_OTHER for NULL.
 hr_path_t hr_xfer_path(const hr_xfer_t *xfer);
 
-// Frees a transfer. One that goes on is cancelled, and the call blocks until nothing touches its memory any more; that
-// is at once, unless a slice is just being moved. Its callback has been called and has returned then; see
-// hr_xfer_on_done(). NULL is fine.
+// Frees a transfer. One that goes on is cancelled, and the call blocks until nothing touches its memory any more: at
+// once, unless a slice is just being moved; over sockets for a round trip, and up to peer_timeout_ns for a peer that
+// froze. Its callback has been called and has returned then; see hr_xfer_on_done(). NULL is fine.
 void hr_xfer_free(hr_xfer_t *xfer);
+
+// Has `callback` called with `data` when the transfer ends, exactly once; at once where it has ended already. A
+// transfer takes one callback. NULL is none.
+//
+// It is called by the thread that brings the end: one of the agent's, or one that is in a function of this library,
+// such as this one, hr_xfer_wait(), hr_xfer_cancel() or hr_xfer_free(). It holds no lock, so it may call any function
+// but hr_agent_destroy(), and may free this transfer, if nobody else uses or frees it. What takes long in it delays
+// other transfers. It must return: an exception or a longjmp(3) out of it ends the process, or worse.
+//
+// When hr_xfer_free() returns, the callback has been called and has returned, unless hr_xfer_free() was called by the
+// callback. A transfer that had not ended is cancelled by that, so the callback is told HR_CANCELLED. So `data` may be
+// freed in the callback, or behind hr_xfer_free(). hr_xfer_wait() may return while the callback still runs.
+// Costs one allocation. Errors: HR_INVALID_ARGUMENT for a second callback.
+hr_status_t hr_xfer_on_done(hr_xfer_t *xfer, hr_xfer_callback_t callback, void *data, hr_error_t **error);
 
 // A counter at zero. An agent has room for 65536. Free it with hr_counter_free().
 // Errors: HR_TOO_LARGE.

@@ -41,7 +41,8 @@ pub unsafe extern "C" fn hr_agent_create(
 
 /// Says goodbye to the peers, ends every transfer with HR_AGENT_CLOSED, joins the agent's threads and frees the handle.
 /// Other handles of the agent stay valid, in any order, until they are freed: their calls fail with HR_AGENT_CLOSED or
-/// HR_PEER_LOST, and allocated regions keep their memory. Blocks for the slices in flight. NULL is fine.
+/// HR_PEER_LOST, and allocated regions keep their memory. Blocks for the slices in flight. Not from a callback. NULL is
+/// fine.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_agent_destroy(agent: *mut hr_agent_t) {
     // SAFETY: C1.
@@ -106,7 +107,8 @@ pub unsafe extern "C" fn hr_agent_metadata(
 /// Connects to the agent at `address` ("tcp://HOST:PORT" or "unix:@NAME"), or gives the peer where it is connected
 /// already. When it returns, both sides know each other. Blocks, up to connect_timeout_ns, and up to peer_timeout_ns
 /// for a peer that freezes. Free the peer with hr_peer_free().
-/// Errors: HR_INVALID_ADDRESS, HR_UNREACHABLE, HR_VERSION_MISMATCH, HR_PROTOCOL, HR_PEER_LOST.
+/// Errors: HR_INVALID_ADDRESS, HR_UNREACHABLE, HR_VERSION_MISMATCH, HR_PROTOCOL, HR_AUTH_REQUIRED, HR_AUTH_FAILED,
+/// HR_PEER_LOST where it goes in the middle, HR_OS.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_agent_connect(
     agent: *mut hr_agent_t,

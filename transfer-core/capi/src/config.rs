@@ -75,29 +75,31 @@ pub struct hr_config_t {
     pub paths: u32,
     /// HR_CONFIG_ values, or'ed. Default none.
     pub flags: u32,
-    /// Data connections to each peer. Each costs a socket on both sides.
+    /// Data connections to each peer, 1 to 64. Default 2. Each costs a socket on both sides.
     pub tcp_streams: u32,
     /// Kernel buffer of each data connection, in each direction. Default 0: the kernel sizes them to the path.
     pub tcp_buffer_bytes: u32,
-    /// Slices of one transfer in flight.
+    /// Slices of one transfer in flight, 1 to 1024. Default 16.
     pub slices_in_flight_max: u32,
-    /// Threads that copy within one host, for transfers that nobody waits for. Default 0: by the number of cores.
+    /// Threads that copy within one host, for transfers that nobody waits for; at most 64. Default 0: by the number of
+    /// cores.
     pub copy_threads: u32,
     /// Events that may wait for the application. When it is full, peers are not read from until some are taken, so
-    /// nothing is lost.
+    /// nothing is lost. Default 65536.
     pub events_max: u64,
     /// Transfers within one host of at most so many bytes are copied inside the posting call, which saves the
-    /// hand-over to another thread.
+    /// hand-over to another thread. Default 1 MiB, 20 to 100 microseconds.
     pub inline_bytes_max: u64,
-    /// Bytes of a slice: the unit of progress, cancellation and striping.
+    /// Bytes of a slice, 4 KiB to 64 MiB: the unit of progress, cancellation and striping. Default 1 MiB.
     pub slice_bytes_max: u64,
-    /// Bytes that may wait to be sent to a peer before notifications are refused.
+    /// Bytes that may wait to be sent to a peer before notifications are refused, 64 KiB to 1 GiB. Default 4 MiB.
     pub unsent_bytes_max: u64,
-    /// How long a transfer may take, unless it says otherwise, in nanoseconds.
+    /// How long a transfer may take, unless it says otherwise, in nanoseconds. Default 30 s.
     pub transfer_timeout_ns: u64,
-    /// How long connecting to a peer may take, in nanoseconds.
+    /// How long connecting to a peer may take, in nanoseconds, 10 ms to an hour. Default 5 s.
     pub connect_timeout_ns: u64,
-    /// A peer that says nothing for so many nanoseconds is lost.
+    /// A peer that says nothing for so many nanoseconds, 50 ms to an hour, is lost. Default 1 s; a quarter of it is the
+    /// heartbeat.
     pub peer_timeout_ns: u64,
     /// For so many nanoseconds after data has moved, whoever drives the agent looks again and again instead of sleeping,
     /// and hr_xfer_poll() drives it too. It saves the wake-up of a thread for each message, some microseconds, at the

@@ -28,8 +28,9 @@ mod region;
 mod list;
 mod peer;
 
-mod on_done;
 mod xfer;
+
+mod on_done;
 
 mod counter;
 mod event;

@@ -156,8 +156,10 @@ impl Posting {
 }
 
 /// Starts a transfer from the peer's spans into local ones. Within one host, up to inline_bytes_max bytes are copied
-/// inside the call; everything else is handed to the agent's thread, and the call returns at once. `options` may be
+/// inside the call; everything else is handed to the agent's threads, and the call returns at once. `options` may be
 /// NULL. Lists and peer may be freed at once; the transfer keeps what it needs. Free it with hr_xfer_free().
+/// Costs an allocation for the handle and one for a notification, and takes no lock that transfers share. Neighbours on
+/// both sides move as one, so a list of many small spans in order costs little more than one large span.
 /// Errors: HR_LENGTH_MISMATCH, HR_BAD_LIST, HR_WRONG_AGENT, HR_REGION_CLOSED, HR_READ_ONLY, HR_PEER_LOST, HR_NOT_NOTIFIED
 /// for a notification that is too long, HR_AGENT_CLOSED. Nothing was moved then. What fails later is told by the
 /// transfer.
@@ -205,7 +207,7 @@ fn ended(c: &Call, done: *mut hr_done_t, outcome: Option<Result<Done>>) -> Outco
 }
 
 /// How it ended, or HR_PENDING while it goes on. Tells the same each time. `done`, which may be NULL, is written for
-/// HR_OK only.
+/// HR_OK only. Costs a load while it goes on; with busy_poll_ns also a look at the agent's sockets.
 /// Errors: HR_PEER_LOST, HR_TRANSFER_FAILED, HR_STALE, HR_DEADLINE, HR_CANCELLED, HR_AGENT_CLOSED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_xfer_poll(
@@ -217,8 +219,9 @@ pub unsafe extern "C" fn hr_xfer_poll(
     unsafe { call(error, |c| ended(c, done, c.handle(xfer, "xfer")?.xfer.poll())) }
 }
 
-/// The same, after waiting up to `timeout_ns` nanoseconds for its end. Within one host the calling thread meanwhile
-/// copies for the transfer, so that the timeout may be exceeded by one slice.
+/// The same, after waiting up to `timeout_ns` nanoseconds for its end. Meanwhile the calling thread does what there is to
+/// do, so that nobody has to wake it: within one host it copies for the transfer, so that the timeout may be exceeded by
+/// one slice; over sockets it does the agent's work for all transfers and peers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_xfer_wait(
     xfer: *const hr_xfer_t,
@@ -250,9 +253,9 @@ pub unsafe extern "C" fn hr_xfer_path(xfer: *const hr_xfer_t) -> hr_path_t {
     unsafe { value(hr_path_t::HR_PATH_OTHER, |c| Ok(c.handle(xfer, "xfer")?.xfer.path().into())) }
 }
 
-/// Frees a transfer. One that goes on is cancelled, and the call blocks until nothing touches its memory any more; that
-/// is at once, unless a slice is just being moved. Its callback has been called and has returned then; see
-/// hr_xfer_on_done(). NULL is fine.
+/// Frees a transfer. One that goes on is cancelled, and the call blocks until nothing touches its memory any more: at
+/// once, unless a slice is just being moved; over sockets for a round trip, and up to peer_timeout_ns for a peer that
+/// froze. Its callback has been called and has returned then; see hr_xfer_on_done(). NULL is fine.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_xfer_free(xfer: *mut hr_xfer_t) {
     // SAFETY: C1.

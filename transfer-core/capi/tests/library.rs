@@ -29,19 +29,21 @@ fn pkg_config(prefix: &Path, args: &[&str]) -> Vec<String> {
     output(&mut command).split_whitespace().map(str::to_owned).collect()
 }
 
-/// Compiles the example with these further arguments: as C, or as another language.
-fn example_in(language: [&str; 3], dir: &Path, args: &[String]) -> PathBuf {
-    let (source, binary) = (csrc().join("example/kv_handoff.c"), dir.join("kv_handoff"));
-    let [compiler, name, standard] = language;
+const C: [&str; 3] = ["cc", "c", "-std=c99"];
+const CPLUSPLUS: [&str; 3] = ["c++", "c++", "-std=c++11"];
+
+/// Compiles a program with these further arguments.
+fn compile([compiler, language, standard]: [&str; 3], source: &Path, dir: &Path, args: &[String]) -> PathBuf {
+    let binary = dir.join("program");
     let mut command = Command::new(compiler);
     // What is named behind the source is no source.
-    command.args(STRICT).args([standard, "-x", name]).arg(source).args(["-x", "none"]);
+    command.args(STRICT).args([standard, "-x", language]).arg(source).args(["-x", "none"]);
     output(command.args(args).arg("-o").arg(&binary));
     binary
 }
 
 fn example(dir: &Path, args: &[String]) -> PathBuf {
-    example_in(["cc", "c", "-std=c99"], dir, args)
+    compile(C, &csrc().join("example/kv_handoff.c"), dir, args)
 }
 
 /// What tells the program where the shared library is, as it lies in no directory of the system.
@@ -88,9 +90,25 @@ fn the_example_is_cplusplus_as_well() {
     if !there_is("c++") {
         return;
     }
-    let prefix = install();
-    let binary = example_in(["c++", "c++", "-std=c++11"], prefix.path(), &by_hand(prefix.path()));
+    let (prefix, source) = (install(), csrc().join("example/kv_handoff.c"));
+    let binary = compile(CPLUSPLUS, &source, prefix.path(), &by_hand(prefix.path()));
     assert_all_told(&run(binary, [""; 0]));
+}
+
+#[test]
+fn a_loop_waits_for_a_transfer_a_counter_and_a_peer() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/loop.c");
+    let told = "there was found\nthe counter is at 7, byte 65535 is 42\n\
+                the callback was called 1 times: HR_OK, 65536 bytes\nthe peer left\n";
+    let languages = [Some(C), there_is("c++").then_some(CPLUSPLUS)];
+    for language in languages.into_iter().flatten() {
+        let prefix = install();
+        let binary = compile(language, &source, prefix.path(), &by_hand(prefix.path()));
+        assert_eq!(run(&binary, [""; 0]), told, "{language:?}");
+        if there_is("valgrind") {
+            assert_eq!(valgrind(&binary), told, "{language:?}");
+        }
+    }
 }
 
 #[test]
@@ -119,19 +137,20 @@ fn the_static_library_needs_only_what_pkg_config_says() {
     assert_all_told(&run(example(prefix.path(), &args), [""; 0]));
 }
 
-/// Nothing is used after it was freed, read before it was written, or lost, over the whole life of two agents.
-#[test]
-fn the_example_is_clean_under_valgrind() {
-    if !there_is("valgrind") {
-        return;
-    }
-    let prefix = install();
-    let binary = example(prefix.path(), &by_hand(prefix.path()));
+/// Runs a program to its end. Nothing is used after it was freed, read before it was written, or lost.
+fn valgrind(binary: &Path) -> String {
     let leaks = "--errors-for-leak-kinds=definite,indirect";
     let args =
         ["--quiet", "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=definite,indirect", leaks];
-    let mut command = Command::new("valgrind");
-    assert_all_told(&output(command.args(args).arg(binary)));
+    output(Command::new("valgrind").args(args).arg(binary))
+}
+
+#[test]
+fn the_example_is_clean_under_valgrind() {
+    if there_is("valgrind") {
+        let prefix = install();
+        assert_all_told(&valgrind(&example(prefix.path(), &by_hand(prefix.path()))));
+    }
 }
 
 /// Functions that a header declares: names that are followed by a parenthesis, outside of comments.
