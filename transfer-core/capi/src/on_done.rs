@@ -94,7 +94,8 @@ impl OnDone {
 ///
 /// When hr_xfer_free() returns, the callback has been called and has returned, unless hr_xfer_free() was called by the
 /// callback. A transfer that had not ended is cancelled by that, so the callback is told HR_CANCELLED. So `data` may be
-/// freed in the callback, or behind hr_xfer_free(). hr_xfer_wait() may return while the callback still runs.
+/// freed in the callback, or behind hr_xfer_free(). It follows that two callbacks must not free each other's transfers:
+/// each would wait for the other. hr_xfer_wait() may return while the callback still runs.
 /// Costs one allocation. Errors: HR_INVALID_ARGUMENT for a second callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hr_xfer_on_done(

@@ -293,6 +293,48 @@ fn a_transfer_has_the_time_that_it_is_given() {
 }
 
 #[test]
+fn a_timeout_may_have_no_end() {
+    for paths in [ALL, TCP] {
+        let mut config = config(c"patient");
+        (config.paths, config.transfer_timeout_ns) = (paths, HR_FOREVER);
+        let patient = made(|agent, error| unsafe { hr_agent_create(&raw const config, agent, error) });
+        // To itself, which is a peer like any other.
+        let address = unsafe { hr_agent_address(patient) };
+        let peer = made(|peer, error| unsafe { hr_agent_connect(patient, address, peer, error) });
+        let region = alloc(patient, 2 * PAGE_LEN, c"kv");
+        put(region, 0, &pattern(9, PAGE_LEN));
+        ok(|error| unsafe { hr_peer_sync(peer, error) });
+        let id = unsafe { hr_region_id(region) };
+        let local = prepare(patient, hr_desc_contiguous(id, 0, PAGE));
+        let remote = prepare_remote(peer, hr_desc_contiguous(id, PAGE, PAGE));
+        let counter = made(|counter, error| unsafe { hr_agent_counter(patient, counter, error) });
+        for timeout_ns in [0, HR_FOREVER, HR_FOREVER - 1] {
+            let mut options = options();
+            options.timeout_ns = timeout_ns;
+            (options.bump_counter, options.bump_by) = (unsafe { hr_counter_id(counter) }, 1);
+            (options.notif, options.notif_len) = (c"n".as_ptr().cast(), 1);
+            let options = &raw const options;
+            let xfer =
+                made(|xfer, error| unsafe { hr_peer_write(peer, local, remote, options, xfer, error) });
+            ok(|error| unsafe { hr_xfer_wait(xfer, HR_FOREVER, null_mut(), error) });
+            unsafe { hr_xfer_free(xfer) };
+        }
+        ok(|error| unsafe { hr_counter_wait(counter, 3, HR_FOREVER, null_mut(), error) });
+        let event = made(|event, error| unsafe { hr_agent_wait_event(patient, HR_FOREVER, event, error) });
+        assert!(get(region, PAGE, PAGE_LEN) == pattern(9, PAGE_LEN));
+        unsafe {
+            hr_event_free(event);
+            hr_counter_free(counter);
+            hr_list_free(local);
+            hr_remote_list_free(remote);
+            hr_peer_free(peer);
+            hr_region_free(region);
+            hr_agent_destroy(patient);
+        }
+    }
+}
+
+#[test]
 fn handles_are_used_by_many_threads_at_once() {
     let pair = Sent(Pair::new(ALL, 8));
     put(pair.0.theirs, 0, &pattern(5, 8 * PAGE_LEN));
