@@ -61,6 +61,9 @@ const LISTEN_TCP: u64 = 1;
 const LISTEN_LOCAL: u64 = 2;
 const FIRST_CONN: u64 = 3;
 
+/// One turn of so many looks at everything, while data moves.
+const LOOKS: u32 = 8;
+
 /// A connection that the driver itself reads; data connections belong to their backend.
 enum Conn {
     Fresh(FreshConn),
@@ -109,8 +112,8 @@ pub(crate) struct Driver {
     watched: bool,
     /// Nobody sleeps before this: data has moved a moment ago.
     busy_until: Time,
-    /// Up to here a polling thread is trusted to come back, and the sitter is not woken.
-    polled_until: Option<Time>,
+    /// Turns since everything was looked at, at most.
+    looks: u32,
     /// When the next turn is due at the latest.
     expected: Option<Time>,
     refusals: Refusals,
@@ -155,7 +158,7 @@ impl Driver {
             paused: false,
             watched: true,
             busy_until: Time::default(),
-            polled_until: None,
+            looks: 0,
             expected: None,
             refusals: Refusals::default(),
             shutdown: false,
@@ -167,13 +170,41 @@ impl Driver {
         &self.shared.seat.inner
     }
 
-    /// Waits until there is something to do, at most for `wait`, and does it.
-    fn turn(&mut self, wait: Duration) {
+    /// Waits until there is something to do, at most for `wait`, and does it. Returns the time of the look.
+    fn turn(&mut self, wait: Duration) -> Time {
         let before = self.shared.clock.now();
         self.excuse_if_held_up(before);
-        let next = self.next_timeout().map_or(wait, |at| at.after(before).min(wait));
+        let now = if !self.is_spinning(before) {
+            self.wait(wait, before)
+        } else if self.tcp.look(before) {
+            self.has_moved(before);
+            before
+        } else {
+            self.expected = Some(before);
+            return before;
+        };
+        self.handle_commands();
+        // By the time of the wait: what passes from here on is noticed as a turn that took too long.
+        self.handle_timeouts(now);
+        self.settle();
+        now
+    }
+
+    /// While data moves, most turns look only where it moved last: asking for everything that is ready takes as long
+    /// as reading, and what comes from elsewhere can wait for some of these.
+    fn is_spinning(&mut self, now: Time) -> bool {
+        self.looks = (self.looks + 1) % LOOKS;
+        self.looks > 0 && now < self.busy_until && self.tcp.is_warm()
+    }
+
+    /// Waits until something is ready, at most for `wait`, and handles it. Returns the time then.
+    fn wait(&mut self, wait: Duration, before: Time) -> Time {
         let busy = before < self.busy_until;
-        let timeout = if busy || !self.shared.wake.sleep() { Duration::ZERO } else { next };
+        let timeout = if busy || wait.is_zero() || !self.shared.wake.sleep() {
+            Duration::ZERO
+        } else {
+            self.next_timeout().map_or(wait, |at| at.after(before).min(wait))
+        };
         self.expected = Some(before + timeout);
         let mut ready = std::mem::take(&mut self.ready);
         if let Err(error) = self.epoll().wait(Some(timeout), &mut ready) {
@@ -185,10 +216,7 @@ impl Driver {
         self.excuse_if_held_up(now);
         ready.drain(..).for_each(|ready| self.handle_ready(ready, now));
         self.ready = ready;
-        self.handle_commands();
-        // By the time of the wait: what passes from here on is noticed as a turn that took too long.
-        self.handle_timeouts(now);
-        self.settle();
+        now
     }
 
     /// Data has moved: more may follow at once.
@@ -351,7 +379,6 @@ impl Driver {
             self.xfers.poll_timeout(),
             self.conn_timers.first(),
             self.accept_again,
-            self.polled_until,
             self.closing_timeout(),
             self.tcp.poll_timeout(),
         ];

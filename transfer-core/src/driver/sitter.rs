@@ -7,7 +7,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use transfer_proto::proto::time::Time;
@@ -32,6 +32,9 @@ pub(crate) struct Seat {
     pub(super) inner: Arc<Epoll>,
     outer: Epoll,
     kick: EventFd,
+    /// Until when a thread that polls is trusted to come back: the sitter sleeps meanwhile, whatever there is to do.
+    /// Written by who leads.
+    polled_until: AtomicU64,
 }
 
 impl Seat {
@@ -39,7 +42,7 @@ impl Seat {
         let (inner, outer, kick) = (Arc::new(Epoll::new()?), Epoll::new()?, EventFd::new()?);
         outer.add(inner.as_fd(), INNER, true, false)?;
         outer.add_edge(kick.as_fd(), KICK)?;
-        Ok(Self { inner, outer, kick })
+        Ok(Self { inner, outer, kick, polled_until: AtomicU64::new(0) })
     }
 
     /// Whether what becomes ready wakes the sitter.
@@ -54,9 +57,17 @@ impl Seat {
         self.kick.set();
     }
 
-    fn sleep(&self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> OsResult<()> {
+    /// Until when a thread that polls will have come back, where one is trusted to.
+    fn polled(&self, now: Time) -> Option<Time> {
+        let until = Time::at(Duration::from_nanos(self.polled_until.load(Ordering::Relaxed)));
+        (until > now).then_some(until)
+    }
+
+    /// Sleeps until there is something to do; whether the sitter was woken on purpose.
+    fn sleep(&self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> OsResult<bool> {
         ready.clear();
-        self.outer.wait(timeout, ready)
+        self.outer.wait(timeout, ready)?;
+        Ok(ready.iter().any(|ready| ready.token == KICK))
     }
 }
 
@@ -67,32 +78,52 @@ impl Shared {
     /// The agent's own thread: leads whenever there is something to do and nobody else does it, until the agent is
     /// dropped.
     pub(crate) fn sit(&self) {
-        let mut ready = Vec::new();
+        let (mut ready, mut kicked) = (Vec::new(), false);
         while !self.lead.is_over() {
-            let mut next = Some(self.clock.now() + PATIENCE);
-            if let Some(mut lead) = self.lead.take_or_sit(nanos(next)) {
-                let Some(until) = lead.run(|driver| driver.serve()) else { break };
-                if lead.run(|driver| driver.shutdown) == Some(true) {
-                    // What still waits for an end gets it here, and nothing new comes in.
-                    return lead.end().into_iter().for_each(|driver| driver.end());
+            let polled = self.seat.polled(self.clock.now()).filter(|_| !kicked);
+            let next = match polled {
+                Some(until) => {
+                    self.lead.sit_aside(nanos(polled));
+                    Some(until)
                 }
-                next = until;
-                let ended = lead.run(|driver| std::mem::take(&mut driver.called_back));
-                lead.sit(nanos(next));
-                self.promote();
-                call_back(ended);
-            } else {
-                // Who leads is about to leave, or to switch the outer watch off.
-                std::thread::yield_now();
-            }
+                None => match self.serve() {
+                    Some(next) => next,
+                    None => break,
+                },
+            };
             let timeout = next.map(|at| at.after(self.clock.now()));
-            if let Err(error) = self.seat.sleep(timeout, &mut ready) {
-                tracing::error!(%error, "the driver cannot wait; the agent ends");
-                break;
-            }
+            kicked = match self.seat.sleep(timeout, &mut ready) {
+                Ok(kicked) => kicked,
+                Err(error) => {
+                    tracing::error!(%error, "the driver cannot wait; the agent ends");
+                    break;
+                }
+            };
         }
         // However it came to this: nobody leads any more, and who waits learns it.
         drop(self.lead.put(None));
+    }
+
+    /// The sitter looks, where nobody else does. Returns when it must look again; `None` at the end of the agent.
+    fn serve(&self) -> Option<Option<Time>> {
+        let now = self.clock.now();
+        let patience = Some(self.seat.polled(now).unwrap_or(now + PATIENCE));
+        let Some(mut lead) = self.lead.take_or_sit(nanos(patience)) else {
+            // Who leads is about to leave, or to switch the outer watch off.
+            std::thread::yield_now();
+            return Some(patience);
+        };
+        let next = lead.run(|driver| driver.serve())?;
+        if lead.run(|driver| driver.shutdown) == Some(true) {
+            // What still waits for an end gets it here, and nothing new comes in.
+            lead.end().into_iter().for_each(|driver| driver.end());
+            return None;
+        }
+        let ended = lead.run(|driver| std::mem::take(&mut driver.called_back));
+        lead.sit(nanos(next));
+        self.promote();
+        call_back(ended);
+        Some(next)
     }
 
     /// Leads in the calling thread until `core` has ended or `left` is over. Returns early where another leads;
@@ -172,12 +203,12 @@ impl Driver {
     /// A turn of the sitter. Returns when it must look again.
     fn serve(&mut self) -> Option<Time> {
         loop {
-            self.turn(Duration::ZERO);
+            let now = self.turn(Duration::ZERO);
             let wanted = self.shared.wanted.swap(false, Ordering::Relaxed)
                 || self.shared.followers.any()
                 || !self.called_back.is_empty();
-            if self.shutdown || wanted || self.shared.clock.now() >= self.busy_until {
-                return self.rest();
+            if self.shutdown || wanted || now >= self.busy_until || self.shared.seat.polled(now).is_some() {
+                return self.rest(now);
             }
         }
     }
@@ -192,15 +223,15 @@ impl Driver {
             }
             self.turn(until.after(now));
         }
-        self.rest()
+        self.rest(self.shared.clock.now())
     }
 
     /// A turn of a thread that polls. It will be back, so the sitter need not look before the window is over.
     fn glance(&mut self) -> Option<Time> {
         self.watch_from_outside(false);
-        self.turn(Duration::ZERO);
-        self.polled_until = Some(self.shared.clock.now() + self.shared.config.busy_poll);
-        self.rest()
+        let now = self.turn(Duration::ZERO);
+        self.trust_polling(now);
+        self.rest(now)
     }
 
     /// Work was brought by the thread that leads.
@@ -208,20 +239,30 @@ impl Driver {
         self.shared.wake.answer();
         self.handle_commands();
         self.settle();
-        self.rest()
+        let now = self.shared.clock.now();
+        if self.shared.seat.polled(now).is_some() {
+            self.trust_polling(now);
+        }
+        self.rest(now)
+    }
+
+    /// The thread that leads polls, and will be back.
+    fn trust_polling(&self, now: Time) {
+        let window = self.shared.config.busy_poll.min(PATIENCE);
+        let until = nanos(Some(now + window));
+        self.shared.seat.polled_until.store(until, Ordering::Relaxed);
     }
 
     /// Makes sure that nothing is missed while nobody leads. Returns when somebody must look again.
-    fn rest(&mut self) -> Option<Time> {
+    fn rest(&mut self, now: Time) -> Option<Time> {
         while !self.shutdown && !self.shared.wake.sleep() {
             self.turn(Duration::ZERO);
         }
-        let now = self.shared.clock.now();
-        self.polled_until = self.polled_until.filter(|&at| at > now);
-        if self.polled_until.is_none() {
+        let polled = self.shared.seat.polled(now);
+        if polled.is_none() {
             self.watch_from_outside(true);
         }
-        let next = if self.shutdown { Some(Time::default()) } else { self.next_timeout() };
+        let next = if self.shutdown { Some(Time::default()) } else { polled.or_else(|| self.next_timeout()) };
         self.expected = next;
         next
     }

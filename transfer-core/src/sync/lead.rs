@@ -51,6 +51,11 @@ impl<D> Lead<D> {
         }
     }
 
+    /// The sitter sleeps until `until` without a look at the state, since somebody else is trusted to have looked by then.
+    pub(crate) fn sit_aside(&self, until: u64) {
+        self.sleeps_until.store(until, Ordering::Relaxed);
+    }
+
     /// The lead for the sitter. Where another has it, the sitter sleeps until `until` if nobody wakes it, which the
     /// other, when it leaves, is sure to see.
     pub(crate) fn take_or_sit(&self, until: u64) -> Option<Leading<'_, D>> {
