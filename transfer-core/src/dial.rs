@@ -22,8 +22,8 @@ use crate::clock;
 use crate::driver::{Wire, probe};
 use crate::error::{Error, KeyMissing, ProtocolError, Result};
 use crate::peer::{LocalWay, PeerCore, Ways};
-use crate::secure::{HandshakeError, Initiating, Records, Step};
-use crate::shared::{Command, DataEnd, Meeting, Opened, Shared, Stream};
+use crate::secure::{HandshakeError, Initiating, Keys, Step};
+use crate::shared::{Command, DataEnd, DataStream, Meeting, Opened, Shared, Stream};
 
 /// A call to connect.
 pub(crate) struct Dial<'a> {
@@ -58,7 +58,7 @@ pub(crate) fn dial(agent: &Arc<Shared>, address: &Address) -> Result<Arc<PeerCor
 }
 
 /// Opens a further data connection to a peer that was met.
-pub(crate) fn open_rail(agent: &Arc<Shared>, end: DataEnd, rail: RailId) -> Result<TcpStream> {
+pub(crate) fn open_rail(agent: &Arc<Shared>, end: DataEnd, rail: RailId) -> Result<DataStream> {
     let address = Address::from(end.address);
     let until = clock::end_of_wait(agent.config.connect_timeout);
     Dial { agent, address: &address, end: until, reached: Some(end.address) }.data_connection(end, rail)
@@ -90,7 +90,7 @@ impl Dial<'_> {
             let shaken = self.shake(&stream, TcpStream::set_read_timeout, handshake);
             (Stream::Tcp(stream), shaken)
         };
-        let records = shaken.map_err(|failed| match failed {
+        let keys = shaken.map_err(|failed| match failed {
             ShakeError::Io(e) if is_end(&e) => {
                 Error::unreachable(self.address, &"it closed the connection in mid-handshake")
             }
@@ -98,7 +98,7 @@ impl Dial<'_> {
             ShakeError::Late(error) => error,
             ShakeError::Refused(why) => Error::from_handshake(self.address.to_string(), why),
         })?;
-        Ok(Wire::new(stream, records))
+        Ok(Wire::new(stream, keys.map(Keys::records)))
     }
 
     /// The first of the peer's addresses that answers.
@@ -128,7 +128,7 @@ impl Dial<'_> {
         stream: &S,
         set_timeout: SetTimeout<S>,
         mut handshake: Initiating,
-    ) -> Result<Option<Records>, ShakeError>
+    ) -> Result<Option<Keys>, ShakeError>
     where
         for<'a> &'a S: Read + Write,
     {
@@ -141,7 +141,7 @@ impl Dial<'_> {
                     self.read(stream, set_timeout, &mut answer)?;
                     handshake.take(&answer)
                 }
-                Step::Done { records, .. } => return Ok(records),
+                Step::Done { keys, .. } => return Ok(keys),
                 Step::Refused { why, .. } => return Err(ShakeError::Refused(why)),
                 Step::Find(_) => return Err(ShakeError::Refused(HandshakeError::NoSession)),
             }
@@ -173,7 +173,7 @@ impl Dial<'_> {
         set_timeout: SetTimeout<S>,
         kind: Kind,
         (token, rail): (u64, RailId),
-    ) -> Result<Option<Records>, ShakeError>
+    ) -> Result<Option<Keys>, ShakeError>
     where
         for<'a> &'a S: Read + Write,
     {
@@ -185,7 +185,8 @@ impl Dial<'_> {
         let (local, way) = self.local(peer, local_name, token)?;
         let end = self.data_end(addresses, token)?;
         let data = self.data(end.as_ref())?;
-        let ways = Ways { local: way, tcp: !data.is_empty() };
+        let encrypted = data.iter().any(|data| data.seals.is_some());
+        let ways = Ways { local: way, tcp: !data.is_empty(), encrypted };
         Ok(Opened { local, data, ways, end })
     }
 
@@ -216,8 +217,7 @@ impl Dial<'_> {
         let set_timeout = UnixStream::set_read_timeout;
         let fail = |failed| self.lost("local", failed);
         // Who may connect is what is proven here; what comes over a Unix socket nobody else can change.
-        let _unsealed =
-            self.prove(stream, set_timeout, Kind::Local, (token, RailId::new(0, 0))).map_err(fail)?;
+        let _keys = self.prove(stream, set_timeout, Kind::Local, (token, RailId::new(0, 0))).map_err(fail)?;
         let (incarnation, probe_here) = (self.agent.incarnation, self.agent.probe_address());
         let hello = LocalMessage::Hello { incarnation, probe: probe_here };
         // A fresh socket's buffer takes so few bytes whole.
@@ -238,7 +238,7 @@ impl Dial<'_> {
     }
 
     /// The data connections.
-    fn data(&self, end: Option<&DataEnd>) -> Result<Vec<TcpStream>> {
+    fn data(&self, end: Option<&DataEnd>) -> Result<Vec<DataStream>> {
         let Some(end) = end else { return Ok(Vec::new()) };
         // Both sides count them alike.
         let rails = (0..).map(|slot| RailId::new(slot, 0)).take(self.agent.config.tcp_streams);
@@ -268,14 +268,14 @@ impl Dial<'_> {
         Ok(None)
     }
 
-    fn data_connection(&self, DataEnd { address, token }: DataEnd, rail: RailId) -> Result<TcpStream> {
+    fn data_connection(&self, DataEnd { address, token }: DataEnd, rail: RailId) -> Result<DataStream> {
         let fail = |failed| self.lost("data", failed);
         let broken = |e: std::io::Error| fail(e.into());
         let stream = TcpStream::connect_timeout(&address, self.left()?).map_err(broken)?;
         stream.set_nodelay(true).map_err(broken)?;
-        let _unsealed =
+        let keys =
             self.prove(&stream, TcpStream::set_read_timeout, Kind::Data, (token, rail)).map_err(fail)?;
-        Ok(stream)
+        Ok(DataStream { stream, seals: keys.and_then(Keys::seals) })
     }
 
     fn refused(&self, which: &'static str) -> Error {

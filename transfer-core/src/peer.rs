@@ -25,6 +25,8 @@ pub(crate) struct Ways {
     pub(crate) local: Result<LocalWay, Reason>,
     /// Whether data connections stand.
     pub(crate) tcp: bool,
+    /// Whether they are encrypted.
+    pub(crate) encrypted: bool,
 }
 
 /// A peer on this host.
@@ -126,7 +128,7 @@ impl PeerCore {
         if let Some(ways) = self.ways.get() {
             facts.local = ways.local.as_ref().map(|_| ()).map_err(|reason| *reason);
             facts.ptrace = ways.local.as_ref().is_ok_and(|local| local.ptrace);
-            facts.tcp = ways.tcp;
+            (facts.tcp, facts.encrypted) = (ways.tcp, ways.encrypted);
         }
         facts
     }

@@ -29,6 +29,7 @@ use crate::list::{LocalList, RemoteList};
 use crate::mem::{self, Guest, Guests, Ledger, PeerLedger, RegionCore, RegionTable, RemoteRegion};
 use crate::peer::{PeerCore, Ways};
 use crate::rates::CopyRate;
+use crate::secure::Seals;
 use crate::sync::{Followers, Lead, Pool, Queue, Shelf, Signal, Wake};
 use crate::xfer::{Done, XferCore, XferRef};
 
@@ -50,11 +51,19 @@ pub(crate) enum Meeting {
     Failed(Error),
 }
 
+/// A data connection past its handshake.
+#[derive(Debug)]
+pub(crate) struct DataStream {
+    pub(crate) stream: TcpStream,
+    /// What it is encrypted with, if it is.
+    pub(crate) seals: Option<Seals>,
+}
+
 /// The further connections to a peer.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) local: Option<UnixStream>,
-    pub(crate) data: Vec<TcpStream>,
+    pub(crate) data: Vec<DataStream>,
     pub(crate) ways: Ways,
     /// Where further data connections are opened.
     pub(crate) end: Option<DataEnd>,
@@ -75,7 +84,7 @@ pub(crate) enum Command {
     /// The further connections of a peer that was met stand.
     Opened { peer: Arc<PeerCore>, opened: Opened },
     /// A data connection was opened again, or could not be.
-    Rail { peer: Arc<PeerCore>, rail: RailId, stream: Option<TcpStream> },
+    Rail { peer: Arc<PeerCore>, rail: RailId, stream: Option<DataStream> },
     /// They could not be opened.
     GiveUp { peer: Arc<PeerCore>, error: Error },
     /// Say when the peer has taken in everything that was sent to it.

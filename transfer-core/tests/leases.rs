@@ -39,7 +39,7 @@ struct Stress {
 impl Stress {
     fn start(paths: &str, kind: &str, path: Path) -> Self {
         let mut process = Process::start(paths, 4096);
-        let here = agent("peer", two::path_set(paths));
+        let here = two::agent("peer", paths);
         let peer = here.connect(&process.address()).unwrap();
         assert_eq!(process.ask(&format!("own {kind}")), "owned");
         peer.sync().unwrap();
@@ -168,6 +168,16 @@ fn no_read_over_tcp_shows_another_owners_bytes() {
 #[test]
 fn no_write_over_tcp_hits_a_block_that_was_taken_back() {
     write_under_reuse("tcp", "allocated", Path::Tcp);
+}
+
+#[test]
+fn no_read_over_encrypted_tcp_shows_another_owners_bytes() {
+    read_under_reuse("encrypted", "allocated", Path::Tcp);
+}
+
+#[test]
+fn no_write_over_encrypted_tcp_hits_a_block_that_was_taken_back() {
+    write_under_reuse("encrypted", "allocated", Path::Tcp);
 }
 
 fn one(region: transfer_core::RegionId, len: u64) -> Desc {

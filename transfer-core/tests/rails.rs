@@ -12,11 +12,14 @@
 mod proxy;
 mod support;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use proxy::{Fate, Proxy};
-use support::{WAIT, bytes_of, config, pattern, until};
-use transfer_core::{Agent, Desc, DescList, Error, Event, LocalList, PathSet, Peer, Region, RemoteList};
+use support::{WAIT, bytes_of, config, keyed, pattern, until};
+use transfer_core::{
+    Agent, Config, Desc, DescList, Error, Event, LocalList, PathSet, Peer, Region, RemoteList,
+};
 
 const LEN: usize = 8 << 20;
 const PAGE: usize = 4096;
@@ -34,8 +37,12 @@ struct Setup {
 
 /// Two agents with two rails between them, and pages in another order on each side.
 fn setup(fates: &[Fate]) -> Setup {
+    setup_by(fates, |name| config(name, PathSet::TCP))
+}
+
+fn setup_by(fates: &[Fate], config: fn(&str) -> Config) -> Setup {
     let rails = |name| {
-        let mut config = config(name, PathSet::TCP);
+        let mut config = config(name);
         config.tcp_streams = 2;
         config.slice_bytes_max = 256 << 10;
         // A rail that does not move is given up after twice that.
@@ -85,14 +92,14 @@ fn notifications(s: &Setup) -> Vec<Vec<u8>> {
     }
 }
 
-#[test]
-fn one_of_two_rails_may_break_anywhere() {
+/// One of two rails breaks, somewhere; says how often that was.
+fn breaks(seeds: Range<u64>, config: fn(&str) -> Config) -> usize {
     let mut cut = 0;
-    for seed in 0..24 {
+    for seed in seeds {
         let write = seed % 2 == 0;
         let at = 100 + number(seed, LEN as u64 / 3);
         let fates = if seed % 3 == 0 { [Fate::Cut(at), Fate::Stays] } else { [Fate::Stays, Fate::Cut(at)] };
-        let s = setup(&fates);
+        let s = setup_by(&fates, config);
         let bytes = pattern(seed, LEN);
         let source = if write { &s.mine } else { &s.theirs };
         source.write_at(0, &bytes).unwrap();
@@ -107,8 +114,20 @@ fn one_of_two_rails_may_break_anywhere() {
         assert!(s.peer.is_up());
         cut += s.proxy.cut();
     }
+    cut
+}
+
+#[test]
+fn one_of_two_rails_may_break_anywhere() {
+    let cut = breaks(0..24, |name| config(name, PathSet::TCP));
     // A rail that was slow may have carried less than where it would have been cut.
     assert!(cut > 8, "{cut} were cut");
+}
+
+#[test]
+fn one_of_two_encrypted_rails_may_break_anywhere() {
+    let cut = breaks(24..40, |name| keyed(name, true));
+    assert!(cut > 5, "{cut} were cut");
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn child() {
 
 fn all_shapes(paths: &str, label: &str, path: Path) {
     let mut process = Process::start(paths, REGION_BYTES);
-    let here = agent("parent", two::path_set(paths));
+    let here = two::agent("parent", paths);
     let peer = here.connect(&process.address()).unwrap();
     let mine = here.alloc(REGION_BYTES, "mine").unwrap();
     // The spans of the peer's region are made from a stand-in of the same name and length.
@@ -39,6 +39,7 @@ fn all_shapes(paths: &str, label: &str, path: Path) {
                 remote.descs().iter().map(|desc| desc.clone().in_region(info.id)).collect();
             let (l, r) = (here.prepare(&local).unwrap(), peer.prepare(&remote).unwrap());
             assert_eq!(r.path(), path, "{what}");
+            assert_eq!(peer.explain(&l, &r).unwrap().encrypted, paths == "encrypted", "{what}");
 
             let before = bytes_of(&mine);
             peer.read(&l, &r).notify(b"read").post().unwrap().wait(WAIT).unwrap();
@@ -77,6 +78,11 @@ fn every_shape_over_tcp() {
 }
 
 #[test]
+fn every_shape_over_encrypted_tcp() {
+    all_shapes("encrypted", "allocated", Path::Tcp);
+}
+
+#[test]
 fn every_shape_of_foreign_memory_over_tcp() {
     all_shapes("tcp", "foreign", Path::Tcp);
 }
@@ -84,9 +90,11 @@ fn every_shape_of_foreign_memory_over_tcp() {
 #[test]
 fn a_large_transfer_both_ways_over_every_path() {
     const LEN: usize = (20 << 20) + 4321;
-    for (paths, label) in [("all", "allocated"), ("all", "foreign"), ("tcp", "allocated")] {
+    for (paths, label) in
+        [("all", "allocated"), ("all", "foreign"), ("tcp", "allocated"), ("encrypted", "allocated")]
+    {
         let mut process = Process::start(paths, LEN);
-        let here = agent("parent", two::path_set(paths));
+        let here = two::agent("parent", paths);
         let peer = here.connect(&process.address()).unwrap();
         let mine = here.alloc(LEN, "mine").unwrap();
         let whole = |id| DescList::from(transfer_core::Desc::contiguous(id, 0, LEN as u64));

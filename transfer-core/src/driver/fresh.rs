@@ -4,7 +4,6 @@
 //! for strangers, and what he sends is told in the log at most once a second.
 
 use std::io::ErrorKind;
-use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -22,8 +21,8 @@ use super::{Conn, Driver, LISTEN_LOCAL, LISTEN_TCP, LocalConn, Wire, probe};
 use crate::agent::random;
 use crate::error::{Error, Result};
 use crate::peer::LocalWay;
-use crate::secure::{Records, Responding, Step};
-use crate::shared::Stream;
+use crate::secure::{Keys, Responding, Step};
+use crate::shared::{DataStream, Stream};
 
 /// Connections accepted before the others get their turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -224,7 +223,7 @@ impl Driver {
                     self.drop_conn(token);
                 }
             }
-            Step::Done { send, kind, records } => self.established(token, kind, &send, records),
+            Step::Done { send, kind, keys } => self.established(token, kind, &send, keys),
             Step::Refused { send, why } => {
                 let (source, _told) = (conn.source, conn.send(&send));
                 self.drop_conn(token);
@@ -241,7 +240,7 @@ impl Driver {
     }
 
     /// The handshake is over, but for its last bytes, which go out once the connection has its place.
-    fn established(&mut self, token: u64, kind: Kind, last: &[u8], records: Option<Records>) {
+    fn established(&mut self, token: u64, kind: Kind, last: &[u8], keys: Option<Keys>) {
         let Some(conn) = self.fresh(token) else { return };
         if let (Kind::Local, Some(_), Stream::Local(_)) = (kind, conn.session, &conn.stream) {
             (conn.stage, conn.want) = (Stage::Introduction, LOCAL_BYTES);
@@ -255,12 +254,13 @@ impl Driver {
         match (kind, conn.session, conn.stream) {
             (Kind::Control, _, mut stream) => {
                 if send_all(&mut stream, last) {
-                    self.met(token, Wire::new(stream, records), source);
+                    self.met(token, Wire::new(stream, keys.map(Keys::records)), source);
                 }
             }
             (Kind::Data, Some(session), Stream::Tcp(stream)) if self.stands(&session) => {
                 let place = (session.peer, session.rail);
-                if let Err(error) = self.welcome_data(token, stream, last, place) {
+                let data = DataStream { stream, seals: keys.and_then(Keys::seals) };
+                if let Err(error) = self.welcome_data(token, data, last, place) {
                     self.refused(&source, &error);
                 }
             }
@@ -316,7 +316,7 @@ impl Driver {
     fn welcome_data(
         &mut self,
         token: u64,
-        stream: TcpStream,
+        DataStream { stream, seals }: DataStream,
         last: &[u8],
         (peer, rail): (Incarnation, RailId),
     ) -> Result<()> {
@@ -329,7 +329,7 @@ impl Driver {
         let sent = send_all(&mut stream, last);
         if let (true, Stream::Tcp(stream)) = (sent, stream) {
             // It was watched as a fresh connection; the backend goes on under the same token.
-            self.tcp.adopt(token, stream, (peer, rail), false);
+            self.tcp.adopt(token, DataStream { stream, seals }, (peer, rail), false);
         }
         Ok(())
     }

@@ -1,7 +1,6 @@
 //! Control connections, and the peers behind them.
 
 use std::collections::VecDeque;
-use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, PoisonError};
@@ -20,7 +19,7 @@ use super::{Conn, Driver, LocalConn, Wire};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::peer::{LocalWay, Peer, PeerCore, Ways};
-use crate::shared::{DataEnd, Meeting, Opened, Stream, Word};
+use crate::shared::{DataEnd, DataStream, Meeting, Opened, Stream, Word};
 
 /// A control connection.
 pub(super) struct ControlConn {
@@ -369,7 +368,7 @@ impl Driver {
         &mut self,
         peer: Incarnation,
         local: Option<UnixStream>,
-        data: Vec<TcpStream>,
+        data: Vec<DataStream>,
     ) -> Result<()> {
         // As they were numbered when they were opened.
         for (slot, stream) in (0..).zip(data) {
@@ -391,11 +390,11 @@ impl Driver {
     }
 
     fn handle_up(&mut self, peer: Incarnation) {
-        let data = self.tcp.count(peer) > 0;
+        let (tcp, encrypted) = (self.tcp.count(peer) > 0, self.tcp.is_encrypted(peer));
         let Some(entry) = self.peers.get_mut(&peer) else { return };
         // The side that connected has told its ways already; the other one finds its own from what was opened.
         let local = entry.local_way.take().ok_or(Reason::OtherHost);
-        let _first = entry.core.ways.set(Ways { local, tcp: data });
+        let _first = entry.core.ways.set(Ways { local, tcp, encrypted });
         entry.core.set_up();
         let core = Arc::clone(&entry.core);
         let control = entry.control;

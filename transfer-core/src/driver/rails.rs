@@ -1,6 +1,5 @@
 //! Data connections that come and go: the peer is told, and slices that were on them go on once it has answered.
 
-use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use super::Driver;
 use crate::dial;
 use crate::error::Result;
 use crate::peer::PeerCore;
-use crate::shared::{Command, Stream};
+use crate::shared::{Command, DataStream, Stream};
 
 impl Driver {
     /// Acts on what became of rails. False where there was nothing.
@@ -79,7 +78,7 @@ impl Driver {
     }
 
     /// A rail was opened again, or not.
-    pub(super) fn rail_opened(&mut self, peer: &Arc<PeerCore>, rail: RailId, stream: Option<TcpStream>) {
+    pub(super) fn rail_opened(&mut self, peer: &Arc<PeerCore>, rail: RailId, stream: Option<DataStream>) {
         if !self.is_current(peer) {
             return;
         }
@@ -98,13 +97,14 @@ impl Driver {
     }
 
     /// Takes over a data connection that was opened here.
-    pub(super) fn adopt_rail(&mut self, peer: Incarnation, rail: RailId, stream: TcpStream) -> Result<()> {
+    pub(super) fn adopt_rail(&mut self, peer: Incarnation, rail: RailId, data: DataStream) -> Result<()> {
         let token = self.new_token();
+        let DataStream { stream, seals } = data;
         let stream = Stream::Tcp(stream);
         stream.set_nonblocking()?;
         if let Stream::Tcp(stream) = stream {
             self.epoll().add(stream.as_fd(), token, true, false)?;
-            self.tcp.adopt(token, stream, (peer, rail), true);
+            self.tcp.adopt(token, DataStream { stream, seals }, (peer, rail), true);
         }
         Ok(())
     }

@@ -15,21 +15,28 @@
 //! that was recorded does not open, and an acceptor computes no Diffie-Hellman for somebody who has not just proven
 //! the key.
 //!
+//! A data connection of which either side's preamble asks for encryption is encrypted, and its handshake is the same with
+//! AESGCM, for which processors have instructions: whoever asks, wins, and since both preambles are in the proof, nobody
+//! on the way can take the wish out of one.
+//!
 //! Every message has a fixed length, so nobody makes this side hold more than 48 bytes. Whatever is wrong with a
 //! message is told as one thing, from checks in constant time.
 
 use std::fmt;
 
-use snow::{Builder, HandshakeState};
+use snow::{Builder, HandshakeState, TransportState};
 use transfer_proto::codec::DecodeError;
-use transfer_proto::proto::preamble::{self, Flags, Kind, PREAMBLE_BYTES, PreambleError};
+use transfer_proto::proto::preamble::{self, Flags, Kind, PREAMBLE_BYTES, Preamble, PreambleError};
 use transfer_proto::proto::session::{SESSION_HELLO_BYTES, SessionHello};
 
 use super::key::Key;
 use super::records::{Records, TAG_BYTES};
+use super::seals::Seals;
 use crate::error::KeyMissing;
 
 const PATTERN: &str = "Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s";
+/// The same for data connections that are encrypted.
+const PATTERN_ENCRYPTED: &str = "Noise_NNpsk0_25519_AESGCM_BLAKE2s";
 /// Length of what an acceptor asks to be proven afresh.
 pub(crate) const CHALLENGE_BYTES: usize = 16;
 /// Length of both messages: an ephemeral key, and the tag of an empty payload.
@@ -56,15 +63,19 @@ pub(crate) enum HandshakeError {
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     key: Option<Key>,
+    /// Data connections are encrypted, whatever the peer asks for. Nothing without a key.
+    encrypt: bool,
 }
 
 impl Terms {
-    pub(crate) fn new(key: Option<Key>) -> Self {
-        Self { key }
+    pub(crate) fn new(key: Option<Key>, encrypt: bool) -> Self {
+        let encrypt = encrypt && key.is_some();
+        Self { key, encrypt }
     }
 
     fn flags(&self) -> Flags {
-        if self.key.is_some() { Flags::KEY } else { Flags::NONE }
+        let key = if self.key.is_some() { Flags::KEY } else { Flags::NONE };
+        if self.encrypt { key.union(Flags::ENCRYPT) } else { key }
     }
 
     fn check(&self, theirs: Flags) -> Result<(), HandshakeError> {
@@ -83,8 +94,8 @@ pub(crate) enum Step {
     Exchange { send: Vec<u8>, want: usize },
     /// Say which word the peer of this session has to know; only on the accepting side.
     Find(SessionHello),
-    /// Send the rest. The connection stands; it goes on in records where there is a key.
-    Done { send: Vec<u8>, kind: Kind, records: Option<Records> },
+    /// Send the rest. The connection stands; with a key, it has keys of its own.
+    Done { send: Vec<u8>, kind: Kind, keys: Option<Keys> },
     /// Send the rest, and end the connection.
     Refused { send: Vec<u8>, why: HandshakeError },
 }
@@ -95,13 +106,43 @@ impl Step {
     }
 }
 
+/// What the two ends of a connection, and nobody else, have after a handshake with a key.
+pub(crate) struct Keys {
+    noise: TransportState,
+    encrypted: bool,
+}
+
+impl Keys {
+    /// For a control connection.
+    pub(crate) fn records(self) -> Records {
+        Records::new(self.noise)
+    }
+
+    /// For a data connection; `None` where neither side asked for encryption.
+    pub(crate) fn seals(self) -> Option<Seals> {
+        self.encrypted.then(|| Seals::new(self.noise))
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys").field("encrypted", &self.encrypted).finish_non_exhaustive()
+    }
+}
+
+/// A handshake that is under way, and what it is for.
+struct Proof {
+    noise: Box<HandshakeState>,
+    encrypted: bool,
+}
+
 /// Where either side is.
 enum State {
     Preamble,
     Hello,
     Find(SessionHello),
     Challenge,
-    Proof(Box<HandshakeState>),
+    Proof(Proof),
     Over,
 }
 
@@ -127,6 +168,8 @@ pub(crate) struct Initiating {
     word: u64,
     /// All that was said in the clear.
     said: Vec<u8>,
+    /// The acceptor asks for encryption.
+    asked: bool,
     state: State,
 }
 
@@ -145,7 +188,7 @@ impl Initiating {
 
     fn new(terms: Terms, kind: Kind, word: u64, hello: &[u8]) -> Self {
         let said = [&preamble::encode(kind, terms.flags())[..], hello].concat();
-        Self { terms, kind, word, said, state: State::Preamble }
+        Self { terms, kind, word, said, asked: false, state: State::Preamble }
     }
 
     /// How it begins.
@@ -159,8 +202,8 @@ impl Initiating {
         match std::mem::replace(&mut self.state, State::Over) {
             State::Preamble => self.preamble(bytes),
             State::Challenge => self.challenged(),
-            State::Proof(mut noise) => match noise.read_message(bytes, &mut []) {
-                Ok(_) => Step::Done { send: Vec::new(), kind: self.kind, records: Some(records(*noise)) },
+            State::Proof(mut proof) => match proof.noise.read_message(bytes, &mut []) {
+                Ok(_) => Step::Done { send: Vec::new(), kind: self.kind, keys: Some(proof.keys()) },
                 Err(_) => Step::refused(HandshakeError::AuthFailed),
             },
             State::Hello | State::Find(_) | State::Over => Step::refused(HandshakeError::AuthFailed),
@@ -172,22 +215,24 @@ impl Initiating {
             Ok(theirs) => theirs,
             Err(why) => return Step::refused(why),
         };
-        if theirs != self.kind {
+        if theirs.kind != self.kind {
             let error = DecodeError::Invalid { what: "connection kind", value: u64::from(bytes[5]) };
             return Step::refused(PreambleError::Malformed(error));
         }
         if self.terms.key.is_none() {
-            return Step::Done { send: Vec::new(), kind: self.kind, records: None };
+            return Step::Done { send: Vec::new(), kind: self.kind, keys: None };
         }
+        self.asked = theirs.flags.contains(Flags::ENCRYPT);
         self.state = State::Challenge;
         Step::Exchange { send: Vec::new(), want: CHALLENGE_BYTES }
     }
 
     fn challenged(&mut self) -> Step {
         let Some(key) = &self.terms.key else { return Step::refused(HandshakeError::AuthFailed) };
-        let mut noise = noise(key, &self.said, self.word, true);
-        let send = say(&mut noise);
-        self.state = State::Proof(noise);
+        let encrypted = self.kind == Kind::Data && (self.terms.encrypt || self.asked);
+        let mut proof = Proof::new(key, (&self.said, self.word), true, encrypted);
+        let send = proof.say();
+        self.state = State::Proof(proof);
         Step::Exchange { send, want: NOISE_BYTES }
     }
 }
@@ -199,13 +244,16 @@ pub(crate) struct Responding {
     challenge: [u8; CHALLENGE_BYTES],
     kind: Kind,
     said: Vec<u8>,
+    /// The opener asks for encryption.
+    asked: bool,
     state: State,
 }
 
 impl Responding {
     /// `challenge` is random, and never used again.
     pub(crate) fn new(terms: Terms, challenge: [u8; CHALLENGE_BYTES]) -> Self {
-        Self { terms, challenge, kind: Kind::Control, said: Vec::new(), state: State::Preamble }
+        let (kind, said, asked) = (Kind::Control, Vec::new(), false);
+        Self { terms, challenge, kind, said, asked, state: State::Preamble }
     }
 
     /// How many bytes it takes first.
@@ -216,16 +264,17 @@ impl Responding {
         self.said.extend_from_slice(bytes);
         match std::mem::replace(&mut self.state, State::Over) {
             State::Preamble => match read_preamble(bytes, &self.terms) {
-                Ok(Kind::Control) => self.answer(0),
-                Ok(kind) => {
-                    (self.kind, self.state) = (kind, State::Hello);
+                Ok(theirs) if theirs.kind == Kind::Control => self.answer(0),
+                Ok(theirs) => {
+                    (self.kind, self.asked) = (theirs.kind, theirs.flags.contains(Flags::ENCRYPT));
+                    self.state = State::Hello;
                     Step::Exchange { send: Vec::new(), want: SESSION_HELLO_BYTES }
                 }
                 // Our preamble tells the peer whom it met.
                 Err(why) => Step::Refused { send: self.own_preamble(), why },
             },
             State::Hello => self.hello(bytes),
-            State::Proof(noise) => self.proven(noise, bytes),
+            State::Proof(proof) => self.proven(proof, bytes),
             State::Challenge | State::Find(_) | State::Over => Step::refused(HandshakeError::AuthFailed),
         }
     }
@@ -256,51 +305,63 @@ impl Responding {
     fn answer(&mut self, word: u64) -> Step {
         let mut send = self.own_preamble();
         let Some(key) = &self.terms.key else {
-            return Step::Done { send, kind: self.kind, records: None };
+            return Step::Done { send, kind: self.kind, keys: None };
         };
         send.extend_from_slice(&self.challenge);
         self.said.extend_from_slice(&send);
-        self.state = State::Proof(noise(key, &self.said, word, false));
+        let encrypted = self.kind == Kind::Data && (self.terms.encrypt || self.asked);
+        self.state = State::Proof(Proof::new(key, (&self.said, word), false, encrypted));
         Step::Exchange { send, want: NOISE_BYTES }
     }
 
-    fn proven(&self, mut noise: Box<HandshakeState>, bytes: &[u8]) -> Step {
-        if noise.read_message(bytes, &mut []).is_err() {
+    fn proven(&self, mut proof: Proof, bytes: &[u8]) -> Step {
+        if proof.noise.read_message(bytes, &mut []).is_err() {
             // What cannot be an answer tells the peer that its proof did not hold.
             return Step::Refused { send: vec![0; NOISE_BYTES], why: HandshakeError::AuthFailed };
         }
-        let send = say(&mut noise);
-        Step::Done { send, kind: self.kind, records: Some(records(*noise)) }
+        let send = proof.say();
+        Step::Done { send, kind: self.kind, keys: Some(proof.keys()) }
     }
 }
 
-fn read_preamble(bytes: &[u8], terms: &Terms) -> Result<Kind, HandshakeError> {
+fn read_preamble(bytes: &[u8], terms: &Terms) -> Result<Preamble, HandshakeError> {
     let bytes = bytes.try_into().map_err(|_| PreambleError::NotHeadrace)?;
     let theirs = preamble::decode(bytes)?;
     terms.check(theirs.flags)?;
-    Ok(theirs.kind)
+    Ok(theirs)
 }
 
-#[expect(clippy::expect_used, reason = "the pattern is a constant, and every part that it needs is given")]
-fn noise(key: &Key, said: &[u8], word: u64, opener: bool) -> Box<HandshakeState> {
-    let prologue = [said, &word.to_le_bytes()].concat();
-    let builder = Builder::new(PATTERN.parse().expect("a pattern"));
-    let builder = builder.psk(0, key.bytes()).and_then(|builder| builder.prologue(&prologue));
-    let built = builder.and_then(|b| if opener { b.build_initiator() } else { b.build_responder() });
-    Box::new(built.expect("complete"))
-}
+impl Proof {
+    /// `over`: what was said, and the word.
+    #[expect(
+        clippy::expect_used,
+        reason = "the pattern is a constant, and every part that it needs is given"
+    )]
+    fn new(key: &Key, over: (&[u8], u64), opener: bool, encrypted: bool) -> Self {
+        let prologue = [over.0, &over.1.to_le_bytes()].concat();
+        let pattern = if encrypted { PATTERN_ENCRYPTED } else { PATTERN };
+        let builder = Builder::new(pattern.parse().expect("a pattern"));
+        let builder = builder.psk(0, key.bytes()).and_then(|builder| builder.prologue(&prologue));
+        let built = builder.and_then(|b| if opener { b.build_initiator() } else { b.build_responder() });
+        Self { noise: Box::new(built.expect("complete")), encrypted }
+    }
 
-#[expect(clippy::expect_used, reason = "it is this side's turn, and the system's randomness does not dry up")]
-fn say(noise: &mut HandshakeState) -> Vec<u8> {
-    let mut out = vec![0; NOISE_BYTES];
-    noise.write_message(&[], &mut out).expect("an ephemeral key and a tag");
-    out
-}
+    #[expect(
+        clippy::expect_used,
+        reason = "it is this side's turn, and the system's randomness does not dry up"
+    )]
+    fn say(&mut self) -> Vec<u8> {
+        let mut out = vec![0; NOISE_BYTES];
+        self.noise.write_message(&[], &mut out).expect("an ephemeral key and a tag");
+        out
+    }
 
-#[expect(clippy::expect_used, reason = "called after the second of two messages")]
-fn records(noise: HandshakeState) -> Records {
-    Records::new(noise.into_transport_mode().expect("the handshake is over"))
+    #[expect(clippy::expect_used, reason = "called after the second of two messages")]
+    fn keys(self) -> Keys {
+        let noise = self.noise.into_transport_mode().expect("the handshake is over");
+        Keys { noise, encrypted: self.encrypted }
+    }
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use transfer_core::{Address, Agent, Desc, DescList, Event, PathSet, Region};
 
-use crate::support::{WAIT, bytes_of, config, pattern};
+use crate::support::{WAIT, bytes_of, config, keyed, pattern};
 
 #[path = "owner.rs"]
 pub mod owner;
@@ -29,7 +29,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it, with an agent that has regions `allocated` and `foreign` of `len` bytes, filled with the patterns
+    /// Starts it by the name of its paths, or as `encrypted`, over sockets, with an agent that has regions `allocated` and `foreign` of `len` bytes, filled with the patterns
     /// of 100 and 101.
     pub fn start(paths: &str, len: usize) -> Self {
         Self::start_by(Command::new(std::env::current_exe().unwrap()), paths, len, None)
@@ -118,9 +118,15 @@ impl Drop for Process {
 pub fn path_set(name: &str) -> PathSet {
     match name {
         "shm" => PathSet::SHM,
-        "tcp" => PathSet::TCP,
+        "tcp" | "encrypted" => PathSet::TCP,
         _ => PathSet::ALL,
     }
+}
+
+/// An agent that meets such a process. One that encrypts does so though this one does not ask for it.
+pub fn agent(name: &str, paths: &str) -> Agent {
+    let config = if paths == "encrypted" { keyed(name, false) } else { config(name, path_set(paths)) };
+    Agent::new(config).unwrap()
 }
 
 /// The whole life of the other process; nothing in a process that was not started as one.
@@ -128,8 +134,9 @@ pub fn main() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let [paths, len, key] = role.split(' ').collect::<Vec<_>>()[..] else { panic!("{role:?}") };
     let len = len.parse().unwrap();
-    let mut config = config("child", path_set(paths));
-    config.key = (!key.is_empty()).then(|| key.parse().unwrap());
+    let encrypts = paths == "encrypted";
+    let mut config = if encrypts { keyed("child", true) } else { config("child", path_set(paths)) };
+    config.key = if key.is_empty() { config.key } else { Some(key.parse().unwrap()) };
     let agent = Agent::new(config).unwrap();
     let allocated = agent.alloc(len, "allocated").unwrap();
     allocated.write_at(0, &pattern(100, len)).unwrap();

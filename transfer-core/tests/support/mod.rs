@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use transfer_core::{Agent, Config, Desc, DescList, PathSet, Peer, Region};
+use transfer_core::{Agent, Config, Desc, DescList, Key, PathSet, Peer, Region};
 
 pub const WAIT: Duration = Duration::from_secs(20);
 
@@ -33,6 +33,13 @@ pub fn until(what: &str, is: impl Fn() -> bool) {
 pub fn config(name: &str, paths: PathSet) -> Config {
     let mut config = Config::new(name);
     config.paths = paths;
+    config
+}
+
+/// The same over sockets, with a key.
+pub fn keyed(name: &str, encrypt_data: bool) -> Config {
+    let mut config = config(name, PathSet::TCP);
+    (config.key, config.encrypt_data) = (Some(Key::from_bytes([77; 32])), encrypt_data);
     config
 }
 

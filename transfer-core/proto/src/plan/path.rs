@@ -116,6 +116,8 @@ pub struct Facts {
     pub ptrace: bool,
     /// Whether data connections stand.
     pub tcp: bool,
+    /// Whether they are encrypted.
+    pub encrypted: bool,
     /// Whether every remote region can be mapped.
     pub mappable: bool,
 }
@@ -124,7 +126,8 @@ impl Facts {
     /// Everything is there.
     #[must_use]
     pub fn best() -> Self {
-        Self { allowed: PathSet::ALL, local: Ok(()), ptrace: true, tcp: true, mappable: true }
+        let (allowed, encrypted) = (PathSet::ALL, false);
+        Self { allowed, local: Ok(()), ptrace: true, tcp: true, encrypted, mappable: true }
     }
 
     /// `None` when the path can be taken.
@@ -170,6 +173,9 @@ pub enum Policy {
 pub struct Explanation {
     /// The path taken, or `None` where every one is ruled out.
     pub path: Option<Path>,
+    /// The bytes travel encrypted: a tcp path where either agent asks for it. Within the host there is no way that
+    /// anybody could listen on.
+    pub encrypted: bool,
     /// The others.
     pub rejected: Vec<(Path, Reason)>,
     /// Bytes in a second that the path is expected to give for large transfers, where something is known of it.
@@ -191,6 +197,9 @@ impl fmt::Display for Explanation {
             Some(path) => write!(f, "path: {path}")?,
             None => f.write_str("no path")?,
         }
+        if self.encrypted {
+            f.write_str(", encrypted")?;
+        }
         if let Some(rate) = self.expected_rate {
             write!(f, ", about {}.{} GB/s", rate / 1_000_000_000, rate % 1_000_000_000 / 100_000_000)?;
         }
@@ -201,11 +210,15 @@ impl fmt::Display for Explanation {
 /// Takes the best path that nothing speaks against.
 #[must_use]
 pub fn choose(facts: &Facts) -> Explanation {
-    let mut explanation = Explanation { path: None, rejected: Vec::new(), expected_rate: None };
+    let (rejected, expected_rate) = (Vec::new(), None);
+    let mut explanation = Explanation { path: None, encrypted: false, rejected, expected_rate };
     for path in Path::ALL {
         match facts.against(path) {
             Some(reason) => explanation.rejected.push((path, reason)),
-            None if explanation.path.is_none() => explanation.path = Some(path),
+            None if explanation.path.is_none() => {
+                explanation.path = Some(path);
+                explanation.encrypted = path == Path::Tcp && facts.encrypted;
+            }
             None => explanation.rejected.push((path, Reason::BetterPath)),
         }
     }
@@ -256,6 +269,11 @@ mod tests {
         (facts.mappable, facts.ptrace, facts.tcp) = (false, false, false);
         let told = choose(&facts).to_string();
         assert!(told.starts_with("no path; not shm: a region of the peer was registered"), "{told}");
+        (facts.tcp, facts.encrypted) = (true, true);
+        let secret = choose(&facts).to_string();
+        assert!(secret.starts_with("path: tcp, encrypted; not shm"), "{secret}");
+        facts.mappable = true;
+        assert!(!choose(&facts).encrypted, "memory is not encrypted");
         let mut fast = choose(&Facts::best());
         fast.expected_rate = Some(12_345_678_901);
         assert!(fast.to_string().starts_with("path: shm, about 12.3 GB/s; not"), "{fast}");

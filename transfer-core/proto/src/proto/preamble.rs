@@ -65,7 +65,7 @@ pub enum Kind {
     Data,
 }
 
-/// What an agent asks of a connection. Both sides must ask for the same.
+/// What an agent asks of a connection. Both sides must ask for the same, but for [`Flags::ENCRYPT`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags(u8);
 
@@ -75,7 +75,10 @@ impl Flags {
     /// Both sides prove that they have the same key.
     pub const KEY: Self = Self(1);
 
-    const KNOWN: u8 = Self::KEY.0;
+    /// Data connections are encrypted, also where the other side does not ask for it. Only with [`Flags::KEY`].
+    pub const ENCRYPT: Self = Self(2);
+
+    const KNOWN: u8 = Self::KEY.0 | Self::ENCRYPT.0;
 
     /// Whether all of `other` are among these.
     #[must_use]
@@ -150,7 +153,8 @@ pub fn decode(bytes: [u8; PREAMBLE_BYTES]) -> Result<Preamble, PreambleError> {
         return Err(DecodeError::Invalid { what: "lowest version", value: u64::from(lowest) }.into());
     }
     let version = VERSIONS.common(theirs).ok_or(PreambleError::Version { theirs })?;
-    if flags & !Flags::KNOWN != 0 {
+    let keyless = Flags(flags).contains(Flags::ENCRYPT) && !Flags(flags).contains(Flags::KEY);
+    if flags & !Flags::KNOWN != 0 || keyless {
         return Err(DecodeError::Invalid { what: "flags of the preamble", value: u64::from(flags) }.into());
     }
     let kind = match kind {
@@ -175,7 +179,7 @@ mod tests {
     #[test]
     fn what_is_said_comes_back() {
         for kind in [Kind::Control, Kind::Local, Kind::Data] {
-            for flags in [Flags::NONE, Flags::KEY] {
+            for flags in [Flags::NONE, Flags::KEY, Flags::KEY.union(Flags::ENCRYPT)] {
                 let said = Preamble { version: 2, kind, flags };
                 assert_eq!(decode(encode(kind, flags)), Ok(said));
             }
@@ -192,6 +196,7 @@ mod tests {
         assert_eq!(decode(*b"GET / HT"), Err(PreambleError::NotHeadrace));
         assert!(matches!(with(&[(5, 77)]), Err(PreambleError::Malformed(_))));
         assert!(matches!(with(&[(7, 128)]), Err(PreambleError::Malformed(_))), "a flag of the future");
+        assert!(matches!(with(&[(7, 2)]), Err(PreambleError::Malformed(_))), "encryption without a key");
         assert!(matches!(with(&[(6, 3)]), Err(PreambleError::Malformed(_))), "a range the wrong way round");
         // Others may speak more than we do; what counts is what is common.
         assert_eq!(with(&[(4, 9), (6, 1)]).map(|p| p.version), Ok(2));

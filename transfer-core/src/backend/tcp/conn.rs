@@ -21,6 +21,7 @@ use super::serve::{self, Promise, Served};
 use super::wire::{Came, Wire};
 use crate::backend::{Completion, Slice};
 use crate::mem::{Lane, RegionTable};
+use crate::secure::BadRecord;
 use crate::xfer::{Op, XferRef};
 
 /// Bytes taken from one connection before the others get their turn.
@@ -49,6 +50,9 @@ pub(super) enum ConnError {
     /// The peer closed it.
     #[error("the peer closed it")]
     Closed,
+    /// What came is not what the peer sealed.
+    #[error(transparent)]
+    Sealed(#[from] BadRecord),
     /// The system says so.
     #[error(transparent)]
     Os(#[from] OsError),
@@ -160,6 +164,10 @@ impl Conn {
 
     pub(super) fn stream(&self) -> &TcpStream {
         self.wire.stream()
+    }
+
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.wire.is_encrypted()
     }
 
     /// Whether something waits for the socket to take more.

@@ -27,6 +27,7 @@ pub(super) struct Line {
     pub(super) token: u64,
     pub(super) peer: Incarnation,
     pub(super) rail: RailId,
+    pub(super) encrypted: bool,
     /// `None` once it is over.
     conn: Mutex<Option<Conn>>,
     /// The driver waits for the lock.
@@ -37,9 +38,9 @@ pub(super) struct Line {
 
 impl Line {
     pub(super) fn new(token: u64, conn: Conn) -> Self {
-        let (peer, rail) = (conn.peer, conn.rail);
+        let (peer, rail, encrypted) = (conn.peer, conn.rail, conn.is_encrypted());
         let (wanted, report) = (AtomicUsize::new(0), Mutex::default());
-        Self { token, peer, rail, conn: Mutex::new(Some(conn)), wanted, report }
+        Self { token, peer, rail, encrypted, conn: Mutex::new(Some(conn)), wanted, report }
     }
 
     /// For the driver: it comes next.

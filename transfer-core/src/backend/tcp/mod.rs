@@ -14,12 +14,14 @@
 //! | [`send`] | frames on their way to a socket |
 //! | [`serve`] | what a peer may touch |
 //! | [`wire`] | what the bytes of a connection travel in |
+//! | [`sealed`] | that, where they are encrypted |
 
 mod carriers;
 mod conn;
 mod intake;
 mod line;
 mod rails;
+mod sealed;
 mod send;
 mod serve;
 mod wire;
@@ -42,7 +44,7 @@ use self::line::Line;
 use self::rails::PeerRails;
 use self::wire::Wire;
 use super::{Backend, Completion, Slice};
-use crate::shared::Shared;
+use crate::shared::{DataStream, Shared};
 use crate::xfer::XferRef;
 
 /// Kernel buffers of a connection within the host, so that what is between sender and receiver stays in a core's cache:
@@ -89,7 +91,7 @@ impl Tcp {
     pub(crate) fn adopt(
         &mut self,
         token: u64,
-        stream: TcpStream,
+        data: DataStream,
         (peer, rail): (Incarnation, RailId),
         opener: bool,
     ) {
@@ -98,11 +100,11 @@ impl Tcp {
         if let Err(error) = rails.add(rail, token, self.shared.clock.now()) {
             return tracing::warn!(%peer, %error, "refused a data connection");
         }
-        if let Err(error) = size_buffers(&stream, self.shared.config.tcp_buffer_bytes) {
+        if let Err(error) = size_buffers(&data.stream, self.shared.config.tcp_buffer_bytes) {
             // It moves bytes all the same.
             tracing::warn!(%peer, %rail, %error, "cannot size the buffers of a data connection");
         }
-        let conn = Conn::new(Wire::Plain(stream), peer, rail);
+        let conn = Conn::new(Wire::new(data), peer, rail);
         self.lines.insert(token, Arc::new(Line::new(token, conn)));
         self.submitted.push(peer);
         self.note(peer);
@@ -111,6 +113,13 @@ impl Tcp {
     /// How many connections lead to a peer.
     pub(crate) fn count(&self, peer: Incarnation) -> usize {
         self.peers.get(&peer).map_or(0, |rails| rails.rails.standing())
+    }
+
+    /// Whether what goes to a peer is encrypted; all its connections are alike.
+    pub(crate) fn is_encrypted(&self, peer: Incarnation) -> bool {
+        self.peers.get(&peer).is_some_and(|rails| {
+            rails.tokens().any(|token| self.lines.get(&token).is_some_and(|line| line.encrypted))
+        })
     }
 
     /// Whether this is one of ours.

@@ -8,6 +8,8 @@ use std::os::fd::AsFd;
 use transfer_sys::{OsResult, RawRange, socket};
 
 use super::conn::ConnError;
+use super::sealed::Sealed;
+use crate::shared::DataStream;
 
 /// What a call for bytes brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,13 +23,27 @@ pub(super) struct Came {
 pub(super) enum Wire {
     /// As they are.
     Plain(TcpStream),
+    /// In records that only the peer can have sealed, and only the peer can open.
+    Sealed(Box<Sealed>),
 }
 
 impl Wire {
+    pub(super) fn new(DataStream { stream, seals }: DataStream) -> Self {
+        match seals {
+            None => Self::Plain(stream),
+            Some(seals) => Self::Sealed(Box::new(Sealed::new(stream, seals))),
+        }
+    }
+
+    pub(super) fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Sealed(_))
+    }
+
     /// The socket, to be watched.
     pub(super) fn stream(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
+            Self::Sealed(sealed) => sealed.stream(),
         }
     }
 
@@ -44,6 +60,8 @@ impl Wire {
         match self {
             // SAFETY: S1. The caller's contract is the callee's.
             Self::Plain(stream) => unsafe { socket::write_ranges(stream.as_fd(), ranges) },
+            // SAFETY: S1. As above.
+            Self::Sealed(sealed) => unsafe { sealed.write(ranges) },
         }
     }
 
@@ -54,6 +72,7 @@ impl Wire {
     pub(super) fn flush(&mut self) -> OsResult<usize> {
         match self {
             Self::Plain(_) => Ok(0),
+            Self::Sealed(sealed) => sealed.flush(),
         }
     }
 
@@ -61,6 +80,7 @@ impl Wire {
     pub(super) fn has_unsent(&self) -> bool {
         match self {
             Self::Plain(_) => false,
+            Self::Sealed(sealed) => sealed.has_unsent(),
         }
     }
 
@@ -68,6 +88,7 @@ impl Wire {
     pub(super) fn is_holding(&self) -> bool {
         match self {
             Self::Plain(_) => false,
+            Self::Sealed(sealed) => sealed.is_holding(),
         }
     }
 
@@ -75,6 +96,7 @@ impl Wire {
     pub(super) fn due(&self, left: u64) -> u64 {
         match self {
             Self::Plain(_) => left,
+            Self::Sealed(sealed) => sealed.due(left),
         }
     }
 
@@ -100,6 +122,8 @@ impl Wire {
                 Err(error) if error.interrupted() => Ok(Came { bytes: 0, drained: false }),
                 Err(error) => Err(ConnError::Os(error)),
             },
+            // SAFETY: S1. As above.
+            Self::Sealed(sealed) => unsafe { sealed.read(ranges) },
         }
     }
 

@@ -4,8 +4,11 @@ use super::*;
 
 const WORD: u64 = 0x1122_3344_5566_7788;
 
+/// Keys from here on belong to agents that ask for encryption as well.
+const ASKS: u8 = 128;
+
 fn terms(key: u8) -> Terms {
-    Terms::new((key > 0).then(|| Key::from_bytes([key; 32])))
+    Terms::new((key > 0).then(|| Key::from_bytes([key % ASKS; 32])), key > ASKS)
 }
 
 fn opener(key: u8, kind: Kind) -> Initiating {
@@ -23,11 +26,11 @@ fn acceptor(key: u8) -> Responding {
 }
 
 /// How a side ended.
-type End = Result<Option<Records>, HandshakeError>;
+type End = Result<Option<Keys>, HandshakeError>;
 
 fn end(step: Step) -> Option<End> {
     match step {
-        Step::Done { records, .. } => Some(Ok(records)),
+        Step::Done { keys, .. } => Some(Ok(keys)),
         Step::Refused { why, .. } => Some(Err(why)),
         _ => None,
     }
@@ -107,7 +110,16 @@ pub(in crate::secure) fn sealed_pair() -> (Records, Records) {
     let [Some(Ok(Some(a))), Some(Ok(Some(b)))] = [outcome.opener, outcome.acceptor] else {
         panic!("both stand")
     };
-    (a, b)
+    (a.records(), b.records())
+}
+
+/// Both ends of a data connection that is encrypted.
+pub(crate) fn encrypted_pair() -> (Seals, Seals) {
+    let outcome = run(opener(1, Kind::Data), acceptor(ASKS + 1), Some(WORD), unchanged);
+    let [Some(Ok(Some(a))), Some(Ok(Some(b)))] = [outcome.opener, outcome.acceptor] else {
+        panic!("both stand")
+    };
+    (a.seals().expect("encrypted"), b.seals().expect("encrypted"))
 }
 
 const KINDS: [Kind; 3] = [Kind::Control, Kind::Local, Kind::Data];
@@ -118,13 +130,46 @@ fn both_sides_stand_with_the_same_key_or_with_none() {
         for key in [0, 1] {
             let outcome = run(opener(key, kind), acceptor(key), Some(WORD), unchanged);
             for end in [outcome.opener, outcome.acceptor] {
-                let records = end.expect("an end").expect("a good one");
-                assert_eq!(records.is_some(), key > 0, "sealed with a key, and only then");
+                let keys = end.expect("an end").expect("a good one");
+                assert_eq!(keys.is_some(), key > 0, "sealed with a key, and only then");
             }
             if key > 0 {
                 let shown = outcome.sent.concat();
                 assert!(!shown.windows(8).any(|w| w == WORD.to_le_bytes()), "the word is never shown");
             }
+        }
+    }
+}
+
+#[test]
+fn data_is_encrypted_where_either_side_asks_for_it() {
+    for kind in KINDS {
+        for (ours, theirs) in [(1, 1), (1, ASKS + 1), (ASKS + 1, 1), (ASKS + 1, ASKS + 1)] {
+            let outcome = run(opener(ours, kind), acceptor(theirs), Some(WORD), unchanged);
+            let asked = ours > ASKS || theirs > ASKS;
+            for end in [outcome.opener, outcome.acceptor] {
+                let keys = end.expect("an end").expect("a good one").expect("keys");
+                let encrypted = keys.seals().is_some();
+                assert_eq!(encrypted, asked && kind == Kind::Data, "{kind:?}: {ours}, {theirs}");
+            }
+        }
+    }
+    assert!(!Terms::new(None, true).flags().contains(Flags::ENCRYPT), "nobody asks for it without a key");
+}
+
+#[test]
+fn nobody_on_the_way_takes_a_wish_for_encryption_away_or_adds_one() {
+    for (ours, theirs) in [(1, 1), (1, ASKS + 1), (ASKS + 1, 1), (ASKS + 1, ASKS + 1)] {
+        for direction in [0, 1] {
+            let change = |to: usize, sent: usize, bytes: &mut [u8]| {
+                if to == direction && sent == 0 && !bytes.is_empty() {
+                    bytes[7] ^= 2;
+                }
+            };
+            let outcome = run(opener(ours, Kind::Data), acceptor(theirs), Some(WORD), change);
+            let told = [outcome.opener, outcome.acceptor].map(|end| end.and_then(Result::err));
+            assert!(told.contains(&Some(HandshakeError::AuthFailed)), "{ours}, {theirs}: {told:?}");
+            assert!(told.iter().all(Option::is_some), "neither stands");
         }
     }
 }
@@ -166,8 +211,8 @@ fn a_connection_of_no_session_is_refused() {
 
 #[test]
 fn a_flipped_bit_in_any_message_leaves_no_connection() {
-    for kind in KINDS {
-        let whole = run(opener(1, kind), acceptor(1), Some(WORD), unchanged).sent;
+    for (kind, key) in KINDS.map(|kind| (kind, 1)).into_iter().chain([(Kind::Data, ASKS + 1)]) {
+        let whole = run(opener(key, kind), acceptor(1), Some(WORD), unchanged).sent;
         for direction in [0, 1] {
             for flipped in 0..whole[direction].len() * 8 {
                 let (at, bit) = (flipped / 8, flipped % 8);
@@ -176,7 +221,7 @@ fn a_flipped_bit_in_any_message_leaves_no_connection() {
                         bytes[at - sent] ^= 1 << bit;
                     }
                 };
-                let outcome = run(opener(1, kind), acceptor(1), Some(WORD), flip);
+                let outcome = run(opener(key, kind), acceptor(1), Some(WORD), flip);
                 // The session is found by what is in the clear, which the proof then covers.
                 let opener = outcome.opener.is_some_and(|end| end.is_ok());
                 assert!(!opener, "{kind:?}: direction {direction}, byte {at}, bit {bit}");
