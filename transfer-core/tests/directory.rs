@@ -72,7 +72,7 @@ macro_rules! suite {
         mod $module {
             use super::*;
 
-            suite!(@each $place, comes_and_goes the_latest_life_wins time_to_live any_name resumes_from_a_listing
+            suite!(@each $place, comes_and_goes the_latest_life_wins a_name_that_was_taken_stays_taken time_to_live any_name resumes_from_a_listing
                 one_of_many_wins agents_meet);
         }
     };
@@ -155,7 +155,7 @@ fn garbage_in_a_folder_is_told() {
     assert_eq!([next(&mut watch), next(&mut watch)], ["removed noise 2", "corrupt noise"]);
 }
 
-/// Nothing but entries and the lock is left in a folder, whatever dead processes left there.
+/// Nothing but entries, whose names were, and the lock is left in a folder, whatever dead processes left there.
 #[test]
 fn what_dead_processes_left_is_swept() {
     let folder = Folder::new();
@@ -171,6 +171,8 @@ fn what_dead_processes_left_is_swept() {
     };
     age("dead.agent", ttl * 3);
     age("late.agent", ttl + Duration::from_secs(1));
+    age("dead.life", Duration::from_hours(31 * 24));
+    age("late.life", Duration::from_hours(29 * 24));
     age(".new-1", Duration::from_secs(3600));
     age(".new-2", Duration::ZERO);
     assert_eq!(directory.list("").unwrap().entries, []);
@@ -178,8 +180,9 @@ fn what_dead_processes_left_is_swept() {
     let held = directory.publish(&blob("a", 1, 0), ttl).unwrap();
     let mut files = folder.files();
     files.sort();
-    assert_eq!(files, [".new-2", "a.agent", "late.agent"]);
+    assert_eq!(files, [".new-2", "a.agent", "a.life", "late.agent", "late.life"]);
     held.close().unwrap();
+    assert!(!folder.files().iter().any(|file| file == "a.life"), "nobody has to be kept from coming back");
 }
 
 /// An entry that somebody removed comes back: its agent is alive.
@@ -265,7 +268,7 @@ fn on_a_full_disk() {
     assert_eq!(listing.entries.iter().map(|entry| &entry.blob).collect::<Vec<_>>(), [&blob("a", 1, 0)]);
     assert_eq!(listing.corrupt, []);
     let files = std::fs::read_dir(&path).unwrap().count();
-    assert_eq!(files, 3, "the lock, the entry and what fills the disk");
+    assert_eq!(files, 4, "the lock, the entry, whose it is, and what fills the disk");
     std::fs::remove_file(&filler).unwrap();
     held.update(&blob("a", 1, 1)).unwrap();
 }

@@ -36,7 +36,10 @@
 //!
 //! # Lives
 //! A name belongs to whoever published last. The registration that had it before notices ([`Registration::check`]),
-//! stops renewing, and can neither overwrite nor remove what stands there now, however late its calls arrive.
+//! stops renewing, and can neither overwrite nor remove what stands there now, however late its calls arrive; nor does the
+//! name come back to it when its successor has left. For that a directory remembers whose a name was last, in a
+//! folder for 30 days (`NAME.life`), in etcd for good (`NAMESPACE/lives/NAME`, 16 bytes), and neither where the only life that
+//! a name had has left it by itself.
 
 mod entry;
 mod error;

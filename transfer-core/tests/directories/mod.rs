@@ -117,6 +117,25 @@ pub fn the_latest_life_wins(place: &impl Place) {
     assert_eq!(next(&mut watch), "removed a 3");
 }
 
+/// A name that another life took does not come back to the older one, also when that life has left before the older one
+/// looked; whoever publishes after both has it.
+pub fn a_name_that_was_taken_stays_taken(place: &impl Place) {
+    let (old_client, new_client, reader) = (place.client(), place.client(), place.client());
+    let asked = old_client.publish(&blob("asked", 1, 0), LONG).unwrap();
+    let renewing = old_client.publish(&blob("renewing", 1, 0), place.short()).unwrap();
+    for name in ["asked", "renewing"] {
+        new_client.publish(&blob(name, 2, 0), LONG).unwrap().close().unwrap();
+    }
+    assert!(superseded(asked.update(&blob("asked", 1, 9)), 2));
+    eventually("the old registration notices", || superseded(renewing.check(), 2));
+    assert!(not_found(reader.lookup("asked")) && not_found(reader.lookup("renewing")));
+    asked.close().unwrap();
+    let newest = new_client.publish(&blob("asked", 3, 0), LONG).unwrap();
+    assert!(superseded(renewing.update(&blob("renewing", 1, 9)), 2));
+    newest.update(&blob("asked", 3, 1)).unwrap();
+    assert_eq!(reader.lookup("asked").unwrap().incarnation, life(3));
+}
+
 /// An entry ends when nobody renews it, and not while somebody does.
 pub fn time_to_live(place: &impl Place) {
     let (here, there) = (place.client(), place.client());

@@ -50,7 +50,7 @@ macro_rules! suite {
     };
 }
 
-suite!(comes_and_goes the_latest_life_wins time_to_live any_name resumes_from_a_listing one_of_many_wins agents_meet);
+suite!(comes_and_goes the_latest_life_wins a_name_that_was_taken_stays_taken time_to_live any_name resumes_from_a_listing one_of_many_wins agents_meet);
 
 #[test]
 fn any_sequence() {

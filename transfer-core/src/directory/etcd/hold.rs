@@ -1,10 +1,12 @@
-//! An agent's own key: its lease, its renewal, and transactions that leave a successor's key alone.
+//! An agent's own key: its lease, its renewal, and transactions that leave a successor's key alone. A second key says whose
+//! the name was last and hangs on no lease, so that a successor that has left is not forgotten.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
+use transfer_proto::id::Incarnation;
 
 use super::super::entry::Entry;
 use super::super::{DirectoryError, Hold, Result};
@@ -28,22 +30,32 @@ pub(super) struct Own {
     lease: u64,
     /// The time to live that etcd gave the lease, which may be longer than what was asked for.
     granted: Duration,
+    /// Nobody had the name before, so nobody has to be kept from coming back.
+    first: bool,
 }
 
-/// What has to hold for a write.
+/// What has to hold for a write. A revision says when a key was changed last; 0: it is not there.
 #[derive(Clone, Copy)]
 enum If {
-    /// The key was changed last at that revision; 0: it is not there.
-    At(u64),
-    /// It hangs on our lease.
+    /// The entry is as it was then, and so, if that is given, is what says whose the name was last.
+    At { entry: u64, life: Option<u64> },
+    /// The entry hangs on our lease.
     Ours,
+}
+
+/// What stands where a write did not go.
+#[derive(Default)]
+struct Found {
+    entry: Option<Pair>,
+    /// Whose the name was last.
+    life: Option<Pair>,
 }
 
 impl Own {
     /// Takes the name from whoever has it at the beginning of the call. Another life that takes it during the call is
     /// later, and keeps it.
     pub(super) async fn publish(client: Arc<Client>, keys: Keys, entry: Entry) -> Result<Self> {
-        let mut own = Self { client, keys, entry, lease: 0, granted: Duration::ZERO };
+        let mut own = Self { client, keys, entry, lease: 0, granted: Duration::ZERO, first: false };
         own.grant().await?;
         let taken = own.take().await;
         if taken.is_err() {
@@ -58,9 +70,12 @@ impl Own {
         let first = now.as_ref().and_then(|pair| self.life(pair));
         for _ in 0..CONFLICTS_MAX {
             let revision = now.as_ref().map_or(0, |pair| pair.mod_revision);
-            match self.put(If::At(revision), &self.entry).await? {
-                None => return Ok(()),
-                Some(found) => now = found,
+            match self.put(If::At { entry: revision, life: None }, &self.entry).await? {
+                Ok(before) => {
+                    self.first = before.is_none_or(|life| self.is_own(&life));
+                    return Ok(());
+                }
+                Err(found) => now = found.entry,
             }
             let life = now.as_ref().and_then(|pair| self.life(pair));
             match life {
@@ -73,11 +88,15 @@ impl Own {
         Err(self.contended())
     }
 
-    fn life(&self, pair: &Pair) -> Option<transfer_proto::id::Incarnation> {
+    fn life(&self, pair: &Pair) -> Option<Incarnation> {
         self.keys.entry(pair).ok().map(|entry| entry.incarnation)
     }
 
-    fn superseded(&self, by: transfer_proto::id::Incarnation) -> DirectoryError {
+    fn is_own(&self, life: &Pair) -> bool {
+        life.value == self.entry.incarnation.to_bytes()
+    }
+
+    fn superseded(&self, by: Incarnation) -> DirectoryError {
         DirectoryError::Superseded { name: self.entry.name.clone(), by }
     }
 
@@ -94,24 +113,32 @@ impl Own {
         Ok(())
     }
 
-    /// Writes `entry` under our lease. Where the condition does not hold: what stands there instead.
-    async fn put(&self, condition: If, entry: &Entry) -> Result<Option<Option<Pair>>, Refusal> {
-        let key = encode(self.keys.key(&entry.name));
+    /// Writes `entry` under our lease, and that the name is ours; whose it was before. Where the condition does not hold:
+    /// what stands there instead.
+    async fn put(&self, condition: If, entry: &Entry) -> Result<Result<Option<Pair>, Found>, Refusal> {
+        let (key, life) = (encode(self.keys.key(&entry.name)), encode(self.keys.life(&entry.name)));
         let lease = self.lease.to_string();
-        let compare: Value = match condition {
-            If::At(revision) => json!({ "key": key, "target": "MOD", "result": "EQUAL",
-                "mod_revision": revision.to_string() }),
-            If::Ours => json!({ "key": key, "target": "LEASE", "result": "EQUAL", "lease": lease }),
+        let at = |key: &str, revision: u64| -> Value {
+            json!({ "key": key, "target": "MOD", "result": "EQUAL", "mod_revision": revision.to_string() })
+        };
+        let compare: Vec<Value> = match condition {
+            If::At { entry, life: None } => vec![at(&key, entry)],
+            If::At { entry, life: Some(revision) } => vec![at(&key, entry), at(&life, revision)],
+            If::Ours => vec![json!({ "key": key, "target": "LEASE", "result": "EQUAL", "lease": lease })],
         };
         let put = json!({ "request_put": { "key": key, "value": encode(entry.encode()), "lease": lease } });
-        let range = json!({ "request_range": { "key": key } });
-        let txn = json!({ "compare": [compare], "success": [put], "failure": [range] });
+        let own = json!({ "request_put": { "key": life, "value": encode(entry.incarnation.to_bytes()),
+            "prev_kv": true } });
+        let look = [&key, &life].map(|key| json!({ "request_range": { "key": key } }));
+        let txn = json!({ "compare": compare, "success": [put, own], "failure": look });
         let answer: Txn = self.client.post("kv/txn", &txn).await?;
         if answer.succeeded {
-            return Ok(None);
+            let before = answer.responses.into_iter().find_map(|response| response.response_put?.prev_kv);
+            return Ok(Ok(before));
         }
-        let found = answer.responses.into_iter().find_map(|response| response.response_range);
-        Ok(Some(found.and_then(|range| range.kvs.into_iter().next())))
+        let ranges = answer.responses.into_iter().filter_map(|response| response.response_range);
+        let mut found = ranges.map(|range| range.kvs.into_iter().next());
+        Ok(Err(Found { entry: found.next().flatten(), life: found.next().flatten() }))
     }
 
     /// Keeps the lease alive, and the key on it.
@@ -134,7 +161,8 @@ impl Own {
         self.write(&entry).await
     }
 
-    /// Writes `entry` where the name is ours, or nobody's, or holds something that cannot be used.
+    /// Writes `entry` where the name is ours, or nobody's, or holds something that cannot be used; and was nobody else's
+    /// since it was ours.
     async fn write(&mut self, entry: &Entry) -> Result<()> {
         let mut condition = If::Ours;
         for _ in 0..CONFLICTS_MAX {
@@ -144,19 +172,44 @@ impl Own {
                     continue;
                 }
                 Err(refusal) => return Err(refusal.into()),
-                Ok(None) => return Ok(()),
-                Ok(Some(found)) => found,
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(found)) => found,
             };
-            condition = match &found {
-                None => If::At(0),
+            condition = match &found.entry {
                 Some(pair) if pair.lease == self.lease => If::Ours,
-                Some(pair) => match self.life(pair) {
-                    Some(by) => return Err(self.superseded(by)),
-                    None => If::At(pair.mod_revision),
-                },
+                Some(pair) if let Some(by) = self.life(pair) => return Err(self.superseded(by)),
+                other => {
+                    let entry = other.as_ref().map_or(0, |pair| pair.mod_revision);
+                    If::At { entry, life: Some(self.not_taken(found.life.as_ref())?) }
+                }
             };
         }
         Err(self.contended())
+    }
+
+    /// When it was written whose the name was last, which has to be us. What cannot be understood there does not count.
+    fn not_taken(&self, life: Option<&Pair>) -> Result<u64> {
+        let Some(pair) = life else { return Ok(0) };
+        match <[u8; 16]>::try_from(pair.value.as_slice()) {
+            Ok(by) if !self.is_own(pair) => Err(self.superseded(Incarnation::from_bytes(by))),
+            _ => Ok(pair.mod_revision),
+        }
+    }
+
+    /// Leaves: ends the lease, and with it the entry, if that still hangs on it. That the name was ours is forgotten
+    /// where it was nobody's before.
+    async fn leave(&self) -> Result<()> {
+        self.revoke().await?;
+        if !self.first {
+            return Ok(());
+        }
+        let life = encode(self.keys.life(&self.entry.name));
+        let own = encode(self.entry.incarnation.to_bytes());
+        let compare = json!({ "key": life, "target": "VALUE", "result": "EQUAL", "value": own });
+        let forget = json!({ "request_delete_range": { "key": life } });
+        let txn = json!({ "compare": [compare], "success": [forget] });
+        let _answer: Txn = self.client.post("kv/txn", &txn).await?;
+        Ok(())
     }
 
     /// Ends the lease, and with it the key, if that still hangs on it.
@@ -241,6 +294,6 @@ impl Hold for EtcdHold {
             return Ok(());
         }
         let shared = Arc::clone(&self.shared);
-        self.engine.call(async move { shared.own.lock().await.revoke().await })
+        self.engine.call(async move { shared.own.lock().await.leave().await })
     }
 }

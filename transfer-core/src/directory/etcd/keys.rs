@@ -16,13 +16,20 @@ const RELISTS_MAX: usize = 3;
 
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
-    /// What all keys begin with.
+    /// What all keys of entries begin with.
     base: String,
+    /// What all keys begin with that say whose a name was last.
+    lives: String,
 }
 
 impl Keys {
     pub(super) fn new(namespace: &str) -> Self {
-        Self { base: format!("{namespace}/agents/") }
+        Self { base: format!("{namespace}/agents/"), lives: format!("{namespace}/lives/") }
+    }
+
+    /// Where it says whose the name was last, whether he is there or not.
+    pub(super) fn life(&self, name: &str) -> String {
+        format!("{}{name}", self.lives)
     }
 
     pub(super) fn key(&self, name: &str) -> String {

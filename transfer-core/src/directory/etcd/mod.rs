@@ -35,7 +35,7 @@ pub struct EtcdConfig {
     /// The members, as `http://HOST:PORT`, or all as `https://HOST:PORT` with [`EtcdConfig::tls`]. Each call goes to the one
     /// that answered last, and on to the next where that does not answer. 1 to 16.
     pub endpoints: Vec<String>,
-    /// Keys are `NAMESPACE/agents/NAME`. Default `headrace`; 1 to 255 bytes.
+    /// Keys are `NAMESPACE/agents/NAME` and `NAMESPACE/lives/NAME`. Default `headrace`; 1 to 255 bytes.
     pub namespace: String,
     /// Whom to trust and who this client is, for `https` endpoints. Default: none.
     pub tls: Option<EtcdTls>,
@@ -92,8 +92,11 @@ impl EtcdConfig {
                 return invalid("endpoints", format!("has {url:?}; write {scheme}://HOST:PORT"));
             }
         }
-        if !(1..=255).contains(&self.namespace.len()) || self.namespace.contains("/agents") {
-            return invalid("namespace", "must have 1 to 255 bytes, and not \"/agents\" in it".to_owned());
+        if !(1..=255).contains(&self.namespace.len())
+            || ["/agents", "/lives"].iter().any(|own| self.namespace.contains(own))
+        {
+            let problem = "must have 1 to 255 bytes, and neither \"/agents\" nor \"/lives\" in it";
+            return invalid("namespace", problem.to_owned());
         }
         let (min, max) = (Duration::from_millis(10), Duration::from_mins(1));
         if !(min..=max).contains(&self.timeout) {

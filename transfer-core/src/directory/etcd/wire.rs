@@ -58,6 +58,13 @@ pub(super) struct Txn {
 #[derive(Debug, Deserialize)]
 pub(super) struct TxnResponse {
     pub(super) response_range: Option<Range>,
+    pub(super) response_put: Option<Put>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Put {
+    /// What stood there, where that was asked for.
+    pub(super) prev_kv: Option<Pair>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -10,11 +10,12 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use transfer_proto::id::Incarnation;
 use transfer_sys::OsError;
 
 use super::super::entry::{Entry, VALUE_MAX};
 use super::super::error::{Corrupt, CorruptCause, DirectoryError};
-use super::name::{escape, is_entry};
+use super::name::{escape, escape_life, is_entry, is_life};
 use crate::agent::random_word;
 use crate::clock;
 
@@ -26,6 +27,11 @@ const LOCK_POLL: Duration = Duration::from_millis(5);
 const TEMPORARY_AGE_MAX: Duration = Duration::from_mins(10);
 /// NFS says ESTALE for a file that was replaced between its look-up and its use.
 const STALE_RETRIES_MAX: usize = 3;
+
+/// How long it is remembered whose a name was last, from when it was taken.
+const LIFE_AGE_MAX: Duration = Duration::from_hours(30 * 24);
+/// An incarnation.
+const LIFE_BYTES: usize = 16;
 
 /// What tells one publication, or one renewal of it, from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,10 +173,48 @@ impl Folder {
 impl Locked<'_> {
     /// Puts an entry into its place, all of it or nothing. The file that is returned is that publication and no other.
     pub(super) fn write(&self, entry: &Entry) -> Result<File, DirectoryError> {
-        let path = self.folder.path_of(&entry.name)?;
+        self.put(self.folder.path_of(&entry.name)?, &entry.encode())
+    }
+
+    /// Whose the name was last, whether he is there or not; `None` where nobody has had it, or what is written there
+    /// cannot be read.
+    pub(super) fn last_life(&self, name: &str) -> Result<Option<Incarnation>, DirectoryError> {
+        let path = self.folder.path.join(escape_life(name)?);
+        let found = missing_is_none(read_file(&path)).map_err(|e| failed("open", &path, &e))?;
+        let bytes = found.and_then(|(_, value)| <[u8; LIFE_BYTES]>::try_from(value.ok()?).ok());
+        Ok(bytes.map(Incarnation::from_bytes))
+    }
+
+    /// Takes the name for `entry`, and writes down whose it is now, which outlives the entry. Says whether it was nobody
+    /// else's before.
+    pub(super) fn take(&self, entry: &Entry) -> Result<(File, bool), DirectoryError> {
+        let last = self.last_life(&entry.name)?;
+        self.remember(&entry.name, entry.incarnation)?;
+        let taken = self.write(entry);
+        if taken.is_err() {
+            // The first error counts. Where this fails too, an older life may give up that needed not.
+            let _undone = match last {
+                Some(last) => self.remember(&entry.name, last),
+                None => self.forget(&entry.name),
+            };
+        }
+        taken.map(|file| (file, last.is_none_or(|last| last == entry.incarnation)))
+    }
+
+    fn remember(&self, name: &str, life: Incarnation) -> Result<(), DirectoryError> {
+        self.put(self.folder.path.join(escape_life(name)?), &life.to_bytes()).map(|_| ())
+    }
+
+    /// Forgets that the name was anybody's.
+    pub(super) fn forget(&self, name: &str) -> Result<(), DirectoryError> {
+        let path = self.folder.path.join(escape_life(name)?);
+        missing_is_none(std::fs::remove_file(&path)).map(|_| ()).map_err(|e| failed("unlink", &path, &e))
+    }
+
+    fn put(&self, path: PathBuf, value: &[u8]) -> Result<File, DirectoryError> {
         let beside = self.folder.path.join(format!("{TEMPORARY}{:016x}", random_word()));
-        let written = write_file(&beside, &entry.encode())
-            .and_then(|file| std::fs::rename(&beside, &path).map(|()| file));
+        let written =
+            write_file(&beside, value).and_then(|file| std::fs::rename(&beside, &path).map(|()| file));
         written.map_err(|e| {
             // What could not be written is not left lying about; where that fails too, a later sweep takes it.
             let _removed = std::fs::remove_file(&beside);
@@ -191,9 +235,14 @@ impl Locked<'_> {
         }
         let path = &self.folder.path;
         for item in std::fs::read_dir(path).map_err(|e| failed("readdir", path, &e))?.flatten() {
-            let temporary = item.file_name().to_str().is_some_and(|file| file.starts_with(TEMPORARY));
-            let old = |metadata: Metadata| !Stamp::of(&metadata).is_alive(TEMPORARY_AGE_MAX, clock::wall());
-            if temporary && item.metadata().is_ok_and(old) {
+            let file = item.file_name();
+            let age_max = match file.to_str() {
+                Some(file) if file.starts_with(TEMPORARY) => TEMPORARY_AGE_MAX,
+                Some(file) if is_life(file) => LIFE_AGE_MAX,
+                _ => continue,
+            };
+            let old = |metadata: Metadata| !Stamp::of(&metadata).is_alive(age_max, clock::wall());
+            if item.metadata().is_ok_and(old) {
                 // Another process may have been faster.
                 let _removed = std::fs::remove_file(item.path());
             }

@@ -13,7 +13,7 @@ use transfer_sys::OsError;
 
 use super::super::entry::Entry;
 use super::super::{DirectoryError, Hold, Result};
-use super::folder::{Folder, failed, inode};
+use super::folder::{Folder, Locked, failed, inode};
 use crate::clock;
 
 /// Renewals in a time to live, so that two may be missed.
@@ -40,13 +40,15 @@ struct State {
     entry: Entry,
     /// The file that was written here.
     file: File,
+    /// Nobody had the name before, so nobody has to be kept from coming back.
+    first: bool,
 }
 
 impl FileHold {
-    pub(super) fn start(folder: Folder, entry: Entry, file: File) -> Result<Self> {
+    pub(super) fn start(folder: Folder, entry: Entry, file: File, first: bool) -> Result<Self> {
         let every = entry.ttl / RENEWALS_PER_TTL;
         let name = format!("{}-entry", entry.name);
-        let state = Mutex::new(State { entry, file });
+        let state = Mutex::new(State { entry, file, first });
         let own = Arc::new(Own { folder, state, last: Mutex::new(Ok(())) });
         let (stop, stopped) = crossbeam_channel::bounded(0);
         let renewed = Arc::clone(&own);
@@ -98,7 +100,7 @@ impl Own {
         // Somebody removed it, took it for dead (this process was stopped for longer than the time to live), or took the
         // name.
         let locked = self.folder.lock()?;
-        self.check_free(state)?;
+        self.check_free(state, &locked)?;
         state.file = locked.write(&state.entry)?;
         Ok(())
     }
@@ -109,12 +111,16 @@ impl Own {
         Ok(self.folder.stamp(name)?.is_some_and(|stamp| stamp.is_of(inode(&own))))
     }
 
-    /// Whether the name is this registration's to write, with the lock held.
-    fn check_free(&self, state: &State) -> Result<()> {
+    /// Whether the name is this registration's to write. Another life that took it keeps it from this one for good, also
+    /// when it has left.
+    fn check_free(&self, state: &State, locked: &Locked<'_>) -> Result<()> {
         if self.is_own(state)? {
             return Ok(());
         }
         let name = &state.entry.name;
+        if let Some(by) = locked.last_life(name)?.filter(|&last| last != state.entry.incarnation) {
+            return Err(DirectoryError::Superseded { name: name.clone(), by });
+        }
         match self.folder.read(name)? {
             Some(found) if found.is_alive(clock::wall()) => match found.item {
                 Ok(other) => Err(DirectoryError::Superseded { name: name.clone(), by: other.incarnation }),
@@ -136,7 +142,7 @@ impl Hold for FileHold {
             return over;
         }
         let locked = self.own.folder.lock()?;
-        self.own.check_free(&state)?;
+        self.own.check_free(&state, &locked)?;
         state.file = locked.write(&entry)?;
         state.entry = entry;
         Ok(())
@@ -154,6 +160,10 @@ impl Hold for FileHold {
         }
         let state = self.own.lock();
         let locked = self.own.folder.lock()?;
-        if self.own.is_own(&state)? { locked.remove(&state.entry.name) } else { Ok(()) }
+        if !self.own.is_own(&state)? {
+            return Ok(());
+        }
+        locked.remove(&state.entry.name)?;
+        if state.first { locked.forget(&state.entry.name) } else { Ok(()) }
     }
 }

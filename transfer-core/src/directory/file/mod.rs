@@ -81,9 +81,9 @@ impl Directory for FileDirectory {
         // Not what has just expired: its owner may be late, and would have to write it again.
         let expired = Scan::new(self.folder.clone(), "").expired_for_twice_their_time()?;
         locked.sweep(expired)?;
-        let file = locked.write(&entry)?;
+        let (file, first) = locked.take(&entry)?;
         drop(locked);
-        let hold = FileHold::start(self.folder.clone(), entry.clone(), file)?;
+        let hold = FileHold::start(self.folder.clone(), entry.clone(), file, first)?;
         Ok(Registration::new(entry, Box::new(hold)))
     }
 

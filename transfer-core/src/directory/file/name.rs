@@ -5,6 +5,8 @@ use super::super::error::DirectoryError;
 
 /// What the file of an agent ends with.
 const SUFFIX: &str = ".agent";
+/// What the file ends with that says whose a name was last. It is no longer than [`SUFFIX`].
+const LIFE_SUFFIX: &str = ".life";
 /// What file systems take.
 const FILE_NAME_MAX: usize = 255;
 
@@ -27,6 +29,12 @@ pub(super) fn escape(name: &str) -> Result<String, DirectoryError> {
         return Err(DirectoryError::InvalidName { name: name.to_owned(), problem });
     }
     Ok(out)
+}
+
+/// The file that says whose the name was last.
+pub(super) fn escape_life(name: &str) -> Result<String, DirectoryError> {
+    let file = escape(name)?;
+    Ok(file.strip_suffix(SUFFIX).unwrap_or_default().to_owned() + LIFE_SUFFIX)
 }
 
 /// The agent whose file that is. `None` for a file that [`escape`] never gives.
@@ -54,6 +62,11 @@ pub(super) fn unescape(file: &str) -> Option<String> {
 /// Whether it is meant to be the file of an agent.
 pub(super) fn is_entry(file: &str) -> bool {
     file.ends_with(SUFFIX)
+}
+
+/// Whether it says whose a name was last.
+pub(super) fn is_life(file: &str) -> bool {
+    file.ends_with(LIFE_SUFFIX)
 }
 
 #[cfg(test)]
