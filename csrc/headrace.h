@@ -66,6 +66,11 @@
 // that are left out of hr_config_t.paths do not count, nor do those that only lead within one host.
 #define HR_CONFIG_STRICT 2
 
+// Bit of hr_config_t.flags: what goes over data connections is encrypted and authenticated; within one host nothing
+// changes. It is enough that one of two agents asks for it. Needs a key. It takes a core for every few GB/s, at both
+// ends, and 600 KiB of memory for each data connection.
+#define HR_CONFIG_ENCRYPT_DATA 4
+
 // Bytes behind hr_config_t.key.
 #define HR_KEY_SIZE 32
 
@@ -269,7 +274,8 @@ typedef struct {
     // How many bytes.
     size_t app_metadata_len;
     // HR_KEY_SIZE random bytes that all agents have in common: each proves to the other that it has them. Default
-    // NULL: no key, and then only peers of this host are met.
+    // NULL: no key, and then only peers of this host are met. Whoever has it may do everything; payload travels as it
+    // is, unless HR_CONFIG_ENCRYPT_DATA is set.
     const uint8_t *key;
     // Paths that transfers may take: hr_path_t values, or'ed. Default all.
     uint32_t paths;
@@ -312,6 +318,10 @@ typedef struct {
     // Instead of key: a file that holds it, as 64 hexadecimal digits or HR_KEY_SIZE bytes, and that nobody but its owner
     // may read or write. Default NULL. Both together are an error.
     const char *key_file;
+    // Threads that carry transfers over sockets, of more than about a MiB; smaller ones are carried by whoever drives the
+    // agent. At most 64; 0: none. Default -1: one for each core, and no more than tcp_streams. They are started by the
+    // first such transfer, at either end, and sleep while there is none.
+    int64_t tcp_threads;
 } hr_config_t;
 
 // What a region is to be. hr_region_options_init() fills in the defaults.

@@ -45,8 +45,13 @@ pub const HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY: u32 = 1;
 /// that are left out of hr_config_t.paths do not count, nor do those that only lead within one host.
 pub const HR_CONFIG_STRICT: u32 = 2;
 
+/// Bit of hr_config_t.flags: what goes over data connections is encrypted and authenticated; within one host nothing
+/// changes. It is enough that one of two agents asks for it. Needs a key. It takes a core for every few GB/s, at both
+/// ends, and 600 KiB of memory for each data connection.
+pub const HR_CONFIG_ENCRYPT_DATA: u32 = 4;
+
 /// All of them.
-const FLAGS: u32 = HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY | HR_CONFIG_STRICT;
+const FLAGS: u32 = HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY | HR_CONFIG_STRICT | HR_CONFIG_ENCRYPT_DATA;
 
 /// Bytes behind hr_config_t.key.
 pub const HR_KEY_SIZE: usize = 32;
@@ -69,7 +74,8 @@ pub struct hr_config_t {
     /// How many bytes.
     pub app_metadata_len: usize,
     /// HR_KEY_SIZE random bytes that all agents have in common: each proves to the other that it has them. Default
-    /// NULL: no key, and then only peers of this host are met.
+    /// NULL: no key, and then only peers of this host are met. Whoever has it may do everything; payload travels as it
+    /// is, unless HR_CONFIG_ENCRYPT_DATA is set.
     pub key: *const u8,
     /// Paths that transfers may take: hr_path_t values, or'ed. Default all.
     pub paths: u32,
@@ -112,6 +118,10 @@ pub struct hr_config_t {
     /// Instead of key: a file that holds it, as 64 hexadecimal digits or HR_KEY_SIZE bytes, and that nobody but its owner
     /// may read or write. Default NULL. Both together are an error.
     pub key_file: *const c_char,
+    /// Threads that carry transfers over sockets, of more than about a MiB; smaller ones are carried by whoever drives the
+    /// agent. At most 64; 0: none. Default -1: one for each core, and no more than tcp_streams. They are started by the
+    /// first such transfer, at either end, and sleep while there is none.
+    pub tcp_threads: i64,
 }
 
 // SAFETY: C1. repr(C), `size` first, integers and pointers only; `tests::layout` finds padding.
@@ -141,6 +151,7 @@ unsafe impl Versioned for hr_config_t {
             busy_poll_ns: nanos(config.busy_poll),
             blocks_max: config.blocks_max as u64,
             key_file: std::ptr::null(),
+            tcp_threads: config.tcp_threads.and_then(|threads| i64::try_from(threads).ok()).unwrap_or(-1),
         }
     }
 }
@@ -197,6 +208,7 @@ impl hr_config_t {
             config.policy = Policy::Strict;
         }
         config.key = self.key_of(c)?;
+        config.encrypt_data = self.flags & HR_CONFIG_ENCRYPT_DATA != 0;
         let app = c.slice(self.app_metadata, self.app_metadata_len, "config.app_metadata")?;
         config.app_metadata = app.to_vec();
         config.paths = path_set(self.paths)?;
@@ -205,6 +217,10 @@ impl hr_config_t {
         config.slices_in_flight_max = self.slices_in_flight_max;
         let threads = usize_of("copy_threads", self.copy_threads.into())?;
         config.copy_threads = (threads != 0).then_some(threads);
+        config.tcp_threads = match self.tcp_threads {
+            -1 => None,
+            threads => Some(usize_of("tcp_threads", threads.cast_unsigned())?),
+        };
         config.events_max = usize_of("events_max", self.events_max)?;
         config.inline_bytes_max = self.inline_bytes_max;
         config.slice_bytes_max = self.slice_bytes_max;

@@ -83,6 +83,7 @@ fn structs() -> Facts {
             busy_poll_ns,
             blocks_max,
             key_file,
+            tcp_threads,
         }
     );
     assert_eq!(
@@ -139,6 +140,7 @@ fn enums() -> Facts {
         ("HR_VERSION_PATCH", HR_VERSION_PATCH),
         ("HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY", HR_CONFIG_INSECURE_REMOTE_WITHOUT_KEY),
         ("HR_CONFIG_STRICT", HR_CONFIG_STRICT),
+        ("HR_CONFIG_ENCRYPT_DATA", HR_CONFIG_ENCRYPT_DATA),
         ("HR_REGION_HUGE_PAGES", HR_REGION_HUGE_PAGES),
     ] {
         facts.push((name.into(), value.into()));

@@ -30,8 +30,11 @@ fn a_configuration_that_does_not_hold_is_told_by_field() {
     config_fails(|c| c.tcp_listen = c"0.0.0.0:0".as_ptr(), "tcp_listen is 0.0.0.0:0");
     config_fails(|c| c.paths = 8 | 1, "paths has unknown bits 0x8");
     config_fails(|c| c.flags = 1 << 31, "flags has unknown bits 0x80000000");
+    config_fails(|c| c.flags = HR_CONFIG_ENCRYPT_DATA, "encrypt_data");
     config_fails(|c| c.tcp_streams = 0, "tcp_streams is 0");
     config_fails(|c| c.copy_threads = 1000, "copy_threads is 1000");
+    config_fails(|c| c.tcp_threads = 65, "tcp_threads is 65");
+    config_fails(|c| c.tcp_threads = -2, "tcp_threads is");
     config_fails(|c| c.slice_bytes_max = 1, "slice_bytes_max is 1");
     config_fails(|c| c.slices_in_flight_max = 0, "slices_in_flight_max is 0");
     config_fails(|c| c.events_max = 0, "events_max is 0");
@@ -84,6 +87,7 @@ fn the_init_function_writes_the_defaults_of_the_engine() {
     assert_eq!(u64::from(ours.tcp_streams), engine.tcp_streams as u64);
     assert_eq!((ours.tcp_buffer_bytes, engine.tcp_buffer_bytes), (0, None));
     assert_eq!((ours.copy_threads, engine.copy_threads), (0, None));
+    assert_eq!((ours.tcp_threads, engine.tcp_threads), (-1, None));
     assert_eq!(ours.slices_in_flight_max, engine.slices_in_flight_max);
     assert_eq!(ours.events_max, engine.events_max as u64);
     assert_eq!(
@@ -377,6 +381,20 @@ fn a_peer_that_left_is_told_everywhere() {
         let desc = hr_desc_contiguous(0, 0, 1);
         let told = refused(|list, error| hr_peer_prepare(pair.peer, &raw const desc, 1, list, error));
         assert_told(&told, HR_PEER_LOST, "lost there", true);
+    }
+}
+
+/// A setting that the engine gets needs a field or a flag, or C cannot reach it.
+#[test]
+fn each_setting_of_the_engine_is_set_from_c() {
+    let engine = include_str!("../../../src/config.rs");
+    let (_, fields) = engine.split_once("pub struct Config {").unwrap();
+    let (fields, _) = fields.split_once("\n}").unwrap();
+    let names = fields.lines().filter_map(|line| line.strip_prefix("    pub ")?.split_once(':'));
+    let names: Vec<_> = names.map(|(name, _)| name).filter(|&name| name != "name").collect();
+    assert!(names.len() > 15 && names.contains(&"policy") && names.contains(&"encrypt_data"), "{names:?}");
+    for name in names {
+        assert!(include_str!("../config.rs").contains(&format!("config.{name} = ")), "{name}");
     }
 }
 

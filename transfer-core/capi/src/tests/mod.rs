@@ -158,7 +158,11 @@ pub(crate) const PAGE_LEN: usize = 4096;
 impl Pair {
     /// Regions of `pages` pages; each page is a span of the lists.
     pub(crate) fn new(paths: u32, pages: u32) -> Self {
-        let (here, there) = (agent(c"here", paths), agent(c"there", paths));
+        Self::of(agent(c"here", paths), agent(c"there", paths), pages)
+    }
+
+    /// The same of these two.
+    pub(crate) fn of(here: *mut hr_agent_t, there: *mut hr_agent_t, pages: u32) -> Self {
         let len = pages as usize * PAGE_LEN;
         let (ours, theirs) = (alloc(here, len, c"kv"), alloc(there, len, c"kv"));
         let address = unsafe { hr_agent_address(there) };

@@ -293,6 +293,25 @@ fn a_transfer_has_the_time_that_it_is_given() {
 }
 
 #[test]
+fn encrypted_data_arrives_as_it_was() {
+    let key = [3_u8; HR_KEY_SIZE];
+    let keyed = |name: &CStr, flags| {
+        let mut config = config(name);
+        (config.key, config.paths, config.flags) = (key.as_ptr(), TCP, flags);
+        config.peer_timeout_ns = WAIT_NS;
+        made(|agent, error| unsafe { hr_agent_create(&raw const config, agent, error) })
+    };
+    // It is enough that one side asks for it.
+    let pair = Pair::of(keyed(c"here", HR_CONFIG_ENCRYPT_DATA), keyed(c"there", 0), 600);
+    put(pair.ours, 0, &pattern(2, 600 * PAGE_LEN));
+    assert_eq!(finish(pair.write(null())).bytes, 600 * PAGE);
+    assert!(get(pair.theirs, 0, 600 * PAGE_LEN) == pattern(2, 600 * PAGE_LEN));
+    put(pair.theirs, 0, &pattern(8, 600 * PAGE_LEN));
+    assert_eq!(finish(pair.read(null())).bytes, 600 * PAGE);
+    assert!(get(pair.ours, 0, 600 * PAGE_LEN) == pattern(8, 600 * PAGE_LEN));
+}
+
+#[test]
 fn a_timeout_may_have_no_end() {
     for paths in [ALL, TCP] {
         let mut config = config(c"patient");
