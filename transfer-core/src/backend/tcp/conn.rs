@@ -28,6 +28,8 @@ use crate::xfer::{Op, XferRef};
 const TURN_BYTES: usize = 2 << 20;
 /// Bytes on which a connection counts as one on which much moves: under way, or moved without a pause.
 const BULK_BYTES: u64 = 1 << 20;
+/// A turn that moves less than this is one of short messages, which the driver does without a detour however many they are.
+const BULK_TURN_BYTES: usize = 32 << 10;
 /// What lies farther apart than this has a pause between it.
 const PAUSE: Duration = Duration::from_millis(1);
 /// While a long payload comes in, so many bytes of it have to wait before the thread is woken for them.
@@ -134,7 +136,7 @@ pub(super) struct Conn {
     pub(super) watched: (bool, bool),
     /// Which carrier has it.
     pub(super) carrier: Option<usize>,
-    /// Bytes that moved since the last pause, and when they did last.
+    /// Bytes that moved in bulk since the last pause, and when they did last.
     streak: u64,
     moved_at: Time,
 }
@@ -185,9 +187,9 @@ impl Conn {
         self.streak.max(self.awaited_bytes) >= BULK_BYTES
     }
 
-    /// Whether nothing has moved for so long.
+    /// Whether nothing has moved in bulk for so long, and not much is under way.
     pub(super) fn is_quiet(&self, now: Time, quiet: Duration) -> bool {
-        now.after(self.moved_at) >= quiet
+        now.after(self.moved_at) >= quiet && self.awaited_bytes < BULK_BYTES
     }
 
     /// Reads and sends for a turn; says how many bytes moved.
@@ -217,7 +219,7 @@ impl Conn {
         if self.is_quiet(now, PAUSE) {
             self.streak = 0;
         }
-        if bytes > 0 {
+        if bytes >= BULK_TURN_BYTES {
             self.streak += bytes as u64;
             self.moved_at = now;
         }
