@@ -59,7 +59,8 @@ use crate::xfer::XferRef;
 const WAKE: u64 = 0;
 const LISTEN_TCP: u64 = 1;
 const LISTEN_LOCAL: u64 = 2;
-const FIRST_CONN: u64 = 3;
+const KICK: u64 = 3;
+const FIRST_CONN: u64 = 4;
 
 /// One turn of so many looks at everything, while data moves.
 const LOOKS: u32 = 8;
@@ -112,6 +113,8 @@ pub(crate) struct Driver {
     watched: bool,
     /// Nobody sleeps before this: data has moved a moment ago.
     busy_until: Time,
+    /// When somebody other than the sitter led for the last time.
+    led_at: Time,
     /// Turns since everything was looked at, at most.
     looks: u32,
     /// When the next turn is due at the latest.
@@ -158,6 +161,7 @@ impl Driver {
             paused: false,
             watched: true,
             busy_until: Time::default(),
+            led_at: Time::default(),
             looks: 0,
             expected: None,
             refusals: Refusals::default(),
@@ -183,11 +187,16 @@ impl Driver {
             self.expected = Some(before);
             return before;
         };
+        self.work(now);
+        now
+    }
+
+    /// Does what there is to do, beside what was ready.
+    fn work(&mut self, now: Time) {
         self.handle_commands();
         // By the time of the wait: what passes from here on is noticed as a turn that took too long.
         self.handle_timeouts(now);
         self.settle();
-        now
     }
 
     /// While data moves, most turns look only where it moved last: asking for everything that is ready takes as long
@@ -211,11 +220,24 @@ impl Driver {
             tracing::error!(%error, "the driver cannot wait; the agent ends");
             self.shutdown = true;
         }
+        let now = self.take_in(&mut ready);
+        self.ready = ready;
+        now
+    }
+
+    /// A turn with what has become ready already. Returns its time.
+    fn handle_all(&mut self, ready: &mut Vec<Ready>) -> Time {
+        let now = self.take_in(ready);
+        self.work(now);
+        now
+    }
+
+    /// Handles what is ready. Returns the time then.
+    fn take_in(&mut self, ready: &mut Vec<Ready>) -> Time {
         self.shared.wake.answer();
         let now = self.shared.clock.now();
         self.excuse_if_held_up(now);
         ready.drain(..).for_each(|ready| self.handle_ready(ready, now));
-        self.ready = ready;
         now
     }
 
@@ -238,7 +260,7 @@ impl Driver {
     fn handle_ready(&mut self, ready: Ready, now: Time) {
         match ready.token {
             // It was answered already, and what it speaks of is looked at in each turn.
-            WAKE => {}
+            WAKE | KICK => {}
             LISTEN_TCP => self.accept_tcp(),
             LISTEN_LOCAL => self.accept_local(),
             token if self.tcp.owns(token) => {

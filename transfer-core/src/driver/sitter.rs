@@ -4,6 +4,10 @@
 //! lead and sits in epoll_wait(2) on it itself, so that an answer from a peer wakes the very thread that wants it. The
 //! agent's own thread, the sitter, watches the inner instance from an outer one. While somebody else leads the outer
 //! watch is off; who leaves the lead switches it on again, which costs a syscall and wakes nobody.
+//!
+//! Where nobody else has led for a while, as in an agent that only serves, the sitter sleeps on the inner instance
+//! itself: one wait for each request instead of two. It does not lead meanwhile. Who comes to lead then sleeps beside
+//! it, and the first time that the sitter is woken in vain it goes back to the outer one.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -14,13 +18,12 @@ use transfer_proto::proto::time::Time;
 use transfer_sys::OsResult;
 use transfer_sys::poll::{Epoll, EventFd, Ready};
 
-use super::Driver;
+use super::{Driver, KICK, WAKE};
 use crate::shared::Shared;
 use crate::sync::Leading;
 use crate::xfer::{XferCore, XferRef};
 
 const INNER: u64 = 0;
-const KICK: u64 = 1;
 
 /// How long the sitter sleeps where another leads. If it slept for ever, each leader that leaves would have to wake it
 /// for whatever is due some day; so only for what is due before this.
@@ -42,6 +45,7 @@ impl Seat {
         let (inner, outer, kick) = (Arc::new(Epoll::new()?), Epoll::new()?, EventFd::new()?);
         outer.add(inner.as_fd(), INNER, true, false)?;
         outer.add_edge(kick.as_fd(), KICK)?;
+        inner.add_edge(kick.as_fd(), KICK)?;
         Ok(Self { inner, outer, kick, polled_until: AtomicU64::new(0) })
     }
 
@@ -63,12 +67,23 @@ impl Seat {
         (until > now).then_some(until)
     }
 
-    /// Sleeps until there is something to do; whether the sitter was woken on purpose.
-    fn sleep(&self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> OsResult<bool> {
+    /// Sleeps until there is something to do.
+    fn sleep(&self, place: Place, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> OsResult<()> {
         ready.clear();
-        self.outer.wait(timeout, ready)?;
-        Ok(ready.iter().any(|ready| ready.token == KICK))
+        let epoll = match place {
+            Place::Inside => &self.inner,
+            Place::Outside => &self.outer,
+        };
+        epoll.wait(timeout, ready)
     }
+}
+
+/// Where the sitter sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// On the inner instance: what it is woken by, it knows.
+    Inside,
+    Outside,
 }
 
 /// Who leads what.
@@ -78,52 +93,59 @@ impl Shared {
     /// The agent's own thread: leads whenever there is something to do and nobody else does it, until the agent is
     /// dropped.
     pub(crate) fn sit(&self) {
-        let (mut ready, mut kicked) = (Vec::new(), false);
+        let (mut ready, mut place) = (Vec::new(), Place::Outside);
         while !self.lead.is_over() {
+            let kicked = ready.iter().any(|ready: &Ready| ready.token == KICK);
             let polled = self.seat.polled(self.clock.now()).filter(|_| !kicked);
-            let next = match polled {
-                Some(until) => {
-                    self.lead.sit_aside(nanos(polled));
-                    Some(until)
-                }
-                None => match self.serve() {
-                    Some(next) => next,
-                    None => break,
-                },
+            let next = if polled.is_some() {
+                self.lead.sit_aside(nanos(polled));
+                self.pass_on(place, &ready);
+                place = Place::Outside;
+                polled
+            } else {
+                let Some(served) = self.serve(place, &mut ready) else { break };
+                place = served.1;
+                served.0
             };
             let timeout = next.map(|at| at.after(self.clock.now()));
-            kicked = match self.seat.sleep(timeout, &mut ready) {
-                Ok(kicked) => kicked,
-                Err(error) => {
-                    tracing::error!(%error, "the driver cannot wait; the agent ends");
-                    break;
-                }
-            };
+            if let Err(error) = self.seat.sleep(place, timeout, &mut ready) {
+                tracing::error!(%error, "the driver cannot wait; the agent ends");
+                break;
+            }
         }
         // However it came to this: nobody leads any more, and who waits learns it.
         drop(self.lead.put(None));
     }
 
-    /// The sitter looks, where nobody else does. Returns when it must look again; `None` at the end of the agent.
-    fn serve(&self) -> Option<Option<Time>> {
+    /// The sitter looks, where nobody else does, at what has become ready. Returns when it must look again, and where
+    /// it sleeps; `None` at the end of the agent.
+    fn serve(&self, place: Place, ready: &mut Vec<Ready>) -> Option<(Option<Time>, Place)> {
         let now = self.clock.now();
         let patience = Some(self.seat.polled(now).unwrap_or(now + PATIENCE));
         let Some(mut lead) = self.lead.take_or_sit(nanos(patience)) else {
+            self.pass_on(place, ready);
             // Who leads is about to leave, or to switch the outer watch off.
             std::thread::yield_now();
-            return Some(patience);
+            return Some((patience, Place::Outside));
         };
-        let next = lead.run(|driver| driver.serve())?;
+        let served = lead.run(|driver| driver.serve(place, ready))?;
         if lead.run(|driver| driver.shutdown) == Some(true) {
             // What still waits for an end gets it here, and nothing new comes in.
             lead.end().into_iter().for_each(|driver| driver.end());
             return None;
         }
         let ended = lead.run(|driver| std::mem::take(&mut driver.called_back));
-        lead.sit(nanos(next));
+        lead.sit(nanos(served.0));
         self.promote();
         call_back(ended);
-        Some(next)
+        Some(served)
+    }
+
+    /// What the sitter was woken by is another's to handle. All but the bell tells of itself again.
+    fn pass_on(&self, place: Place, ready: &[Ready]) {
+        if place == Place::Inside && ready.iter().any(|ready| ready.token == WAKE) {
+            self.wake.repeat();
+        }
     }
 
     /// Leads in the calling thread until `core` has ended or `left` is over. Returns early where another leads;
@@ -200,17 +222,29 @@ fn nanos(at: Option<Time>) -> u64 {
 }
 
 impl Driver {
-    /// A turn of the sitter. Returns when it must look again.
-    fn serve(&mut self) -> Option<Time> {
-        loop {
-            let now = self.turn(Duration::ZERO);
-            let wanted = self.shared.wanted.swap(false, Ordering::Relaxed)
-                || self.shared.followers.any()
-                || !self.called_back.is_empty();
-            if self.shutdown || wanted || now >= self.busy_until || self.shared.seat.polled(now).is_some() {
-                return self.rest(now);
-            }
+    /// Turns of the sitter, woken by `ready` where it slept inside. Returns when it must look again, and where it
+    /// sleeps.
+    fn serve(&mut self, place: Place, ready: &mut Vec<Ready>) -> (Option<Time>, Place) {
+        let mut now = match place {
+            Place::Inside => self.handle_all(ready),
+            Place::Outside => self.turn(Duration::ZERO),
+        };
+        while !self.shutdown
+            && now < self.busy_until
+            && !self.is_wanted()
+            && self.shared.seat.polled(now).is_none()
+        {
+            now = self.turn(Duration::ZERO);
         }
+        let place = if now.after(self.led_at) > PATIENCE { Place::Inside } else { Place::Outside };
+        (self.rest(now), place)
+    }
+
+    /// Whether another thread should lead.
+    fn is_wanted(&self) -> bool {
+        self.shared.wanted.swap(false, Ordering::Relaxed)
+            || self.shared.followers.any()
+            || !self.called_back.is_empty()
     }
 
     /// Turns of a thread that waits for a transfer.
@@ -223,13 +257,15 @@ impl Driver {
             }
             self.turn(until.after(now));
         }
-        self.rest(self.shared.clock.now())
+        self.led_at = self.shared.clock.now();
+        self.rest(self.led_at)
     }
 
     /// A turn of a thread that polls. It will be back, so the sitter need not look before the window is over.
     fn glance(&mut self) -> Option<Time> {
         self.watch_from_outside(false);
         let now = self.turn(Duration::ZERO);
+        self.led_at = now;
         self.trust_polling(now);
         self.rest(now)
     }

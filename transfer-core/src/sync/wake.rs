@@ -26,6 +26,11 @@ impl Wake {
         }
     }
 
+    /// Makes the descriptor tell again of what it has told a thread that does not drive.
+    pub(crate) fn repeat(&self) {
+        self.event.set();
+    }
+
     /// The driver is about to look at all that was put there.
     pub(crate) fn answer(&self) {
         self.bell.answer();
