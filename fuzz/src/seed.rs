@@ -26,7 +26,7 @@ fn main() -> std::io::Result<()> {
     Ok(())
 }
 
-fn all() -> [(&'static str, Vec<Vec<u8>>); 9] {
+fn all() -> [(&'static str, Vec<Vec<u8>>); 13] {
     [
         ("frames", frames().iter().map(|frame| [&[7][..], &encoded(frame)].concat()).collect()),
         ("link", links()),
@@ -37,6 +37,10 @@ fn all() -> [(&'static str, Vec<Vec<u8>>); 9] {
         ("entry", entries()),
         ("rails", rails()),
         ("xfer", xfers()),
+        ("handshake", handshakes()),
+        ("records", records()),
+        ("text", texts()),
+        ("capi", capis()),
     ]
 }
 
@@ -183,5 +187,73 @@ fn xfers() -> Vec<Vec<u8>> {
         [lists, &[9, 1, 1, 0, 7, 0, 3, 0, 7]].concat(),
         [lists, &[99, 7, 7, 0, 0, 3, 0, 0x45, 7, 1, 3, 0, 5]].concat(),
         [lists, &[99, 7, 7, 0, 6, 255, 6, 255, 6, 255, 6, 255, 3, 0, 0]].concat(),
+    ]
+}
+
+fn handshakes() -> Vec<Vec<u8>> {
+    // Every kind, with a key on both sides, on one, on none, with two that differ, and with a word that is wrong or that
+    // nobody knows; nobody is on the way.
+    let met = |kind| [5, 5 + 16, 5 + 32, 4, 1, 0, 13, 5 + 128, 5 + 192].map(|how| vec![kind, how]);
+    let mut inputs: Vec<Vec<u8>> = (0..3).flat_map(met).collect();
+    // In each message in turn a byte is flipped, some are left out, or it comes twice.
+    for meddled in [&[3, 9, 1][..], &[6, 5], &[7]] {
+        inputs.extend((0..4).map(|message| [&[2, 5][..], &vec![0; message], meddled].concat()));
+    }
+    // A stranger's bytes come instead of the opener's.
+    let hello = preamble::encode(Kind::Control, Flags::KEY);
+    inputs.push([&[0, 5, 4, 8][..], &hello, &[0, 1, 48], &[7; 48]].concat());
+    inputs
+}
+
+fn records() -> Vec<Vec<u8>> {
+    let steps: [&[u8]; 7] = [
+        // Both ways, whole, and in pieces.
+        &[0, 9, 0, 1, 7, 0, 4, 5, 0, 0, 80, 6, 3, 0, 6, 255, 255, 4],
+        // Repeated, swapped, flipped, cut, mirrored, made up.
+        &[0, 9, 0, 0, 8, 0, 4, 8],
+        &[0, 9, 0, 0, 8, 0, 0x18, 8],
+        &[0, 9, 0, 10, 3, 0, 1, 4],
+        &[0, 9, 0, 12, 5, 0, 4],
+        &[0, 9, 0, 1, 9, 0, 0x0f, 4],
+        &[0, 9, 0, 0x1e, 4, 20, 0, 7, 7],
+    ];
+    (0..2).flat_map(|kind| steps.map(|steps| [&[kind][..], steps].concat())).collect()
+}
+
+fn texts() -> Vec<Vec<u8>> {
+    let hex = "000102030405060708090a0b0c0d0e0f101112131415161718191A1B1C1D1E1F";
+    let base64 = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    let texts = [
+        "tcp://[::1]:4000",
+        "tcp://worker-3:9",
+        "unix:@x",
+        "[[a]]:1",
+        "p0.agent",
+        "a%2Fb.agent",
+        "a/b",
+        hex,
+        base64,
+    ];
+    texts.map(|text| text.as_bytes().to_vec()).to_vec()
+}
+
+/// An application that creates two agents that meet, a region each, lists of it, and moves it.
+fn capis() -> Vec<Vec<u8>> {
+    let agent = &[0, 255, 255, 1, 15, 0, 0][..];
+    let (meet, region) = (&[1, 1, 0, 3, 255, 0][..], |agent| vec![2, agent, 2, b'k', b'v', 7, 0, 252, 4, 0]);
+    let all_of = |region| vec![0, 0, 0, 0, 0, 0, 0, 0, 1, 0, region, 1, 1, 1, 3, 0, 1];
+    let ours = [&[4][..], &all_of(1), &[0, 1, 0]].concat();
+    let theirs = [&[4][..], &all_of(0), &[1, 0, 0]].concat();
+    let pair = [agent, agent, meet, &region(0), &region(1), &ours, &theirs].concat();
+    let post = &[6, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0][..];
+    let wait = &[7, 0, 0, 1, 0, 0][..];
+    let free = |kind: u8| [9, kind, 0];
+    vec![
+        [&pair[..], post, wait].concat(),
+        [&pair[..], post, &[7, 0, 0, 2, 0, 0], &free(6), wait].concat(),
+        [&pair[..], &free(6), post, &free(4), &free(3)].concat(),
+        [agent, &[10, 0, 0], &[7, 0, 0, 6, 0, 0, 9], &[7, 0, 0, 7, 0, 0], &[7, 0, 0, 3, 0, 0]].concat(),
+        [agent, &region(0), &[3, 0, 0, 9, 0], &[3, 0, 252, 255, 1], &[3, 0, 0, 9, 3, 9], &[3, 0, 0, 0, 2]]
+            .concat(),
     ]
 }

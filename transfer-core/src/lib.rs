@@ -62,6 +62,9 @@ pub mod directory;
 mod driver;
 mod error;
 mod event;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod list;
 mod mem;
 mod peer;

@@ -57,6 +57,8 @@ pub use error::{CertificateProblem, Corrupt, CorruptCause, DirectoryError};
 #[cfg(feature = "etcd")]
 pub use etcd::{EtcdConfig, EtcdDirectory, EtcdTls, Pem};
 pub use file::FileDirectory;
+#[cfg(fuzzing)]
+pub(crate) use file::fuzzing;
 pub use memory::MemoryDirectory;
 use transfer_proto::id::Incarnation;
 pub use watch::{Change, Event, Feed, Listing, News, Revision, Watch};

@@ -1,5 +1,14 @@
 //! What threads share: each structure in a module of its own, small enough for every interleaving to be tried
 //! (`ci/loom`).
+//!
+//! What threads share elsewhere runs under loom where it stands: gates (`mem::gate`), the ledger's lanes and generations
+//! (`backend::lease`), transfers within the host (`backend::shm::job`), counters and event queues. Their words come from
+//! [`prim`], which is loom's there; crossbeam's channels and the words in shared files have stand-ins.
+//!
+//! Not tried, since there is nothing to interleave: tables behind one lock that nobody waits for (regions, peers, guests,
+//! mappings, holds and stores of directories); what is written once (`OnceLock`); flags of which late news costs a turn
+//! (`Shared::wanted`, `PeerCore::up`, `XferCore::stop`), since who sets them does not rely on their being seen; rates, where
+//! a note may get lost; channels that carry an answer.
 
 mod doorbell;
 mod ending;

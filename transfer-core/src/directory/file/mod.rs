@@ -249,3 +249,19 @@ impl Feed for FileFeed {
         }
     }
 }
+
+/// For `crate::fuzzing`.
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing {
+    /// The file of the agent `name`, where it can have one.
+    #[must_use]
+    pub fn file_of_name(name: &str) -> Option<String> {
+        super::name::escape(name).ok()
+    }
+
+    /// The agent whose file that is.
+    #[must_use]
+    pub fn name_of_file(file: &str) -> Option<String> {
+        super::unescape(file)
+    }
+}
