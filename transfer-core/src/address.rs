@@ -64,7 +64,8 @@ impl FromStr for Address {
         let rest = text.strip_prefix("tcp://").unwrap_or(text);
         let (host, port) = rest.rsplit_once(':').ok_or_else(invalid)?;
         let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-        if host.is_empty() {
+        // Further brackets would be lost when it is written.
+        if host.is_empty() || host.contains(['[', ']']) {
             return Err(invalid());
         }
         Ok(Self::Tcp { host: host.to_owned(), port: port.parse().map_err(|_| invalid())? })
@@ -81,7 +82,8 @@ mod tests {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
         assert_eq!("localhost:80".parse::<Address>().unwrap().to_string(), "tcp://localhost:80");
-        for text in ["", "tcp://", "tcp://host", "host:port", ":80", "tcp://h:70000"] {
+        for text in ["", "tcp://", "tcp://host", "host:port", ":80", "tcp://h:70000", "tcp://[[h]]:1", "[h:1"]
+        {
             assert!(text.parse::<Address>().is_err(), "{text:?}");
         }
     }
