@@ -110,6 +110,8 @@ mod loom_tests {
                     }
                 })
             };
+            // Loom does not look what others find while a lock is held, unless they get their turn.
+            loom::thread::yield_now();
             let _wake_sitter = leading.leave(0);
             if let Some(next) = followers.next() {
                 next.promote();

@@ -171,6 +171,8 @@ mod loom_tests {
                 loom::thread::spawn(move || {
                     if let Some(mut leading) = lead.take() {
                         leading.run(|next| *next = 5);
+                        // Loom does not look what others find while a lock is held, unless they get their turn.
+                        loom::thread::yield_now();
                         if leading.leave(5) {
                             woken.store(true, Ordering::Relaxed);
                         }
