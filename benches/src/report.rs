@@ -21,6 +21,8 @@ pub enum RoofKind {
     Sockets,
     /// iperf3 with as many streams.
     Iperf3,
+    /// What encrypts, on one core, with nothing else to do.
+    Cipher,
 }
 
 impl fmt::Display for RoofKind {
@@ -30,6 +32,7 @@ impl fmt::Display for RoofKind {
             Self::ProcessVm => "bare process_vm calls",
             Self::Sockets => "bare sockets",
             Self::Iperf3 => "iperf3",
+            Self::Cipher => "AES-GCM on one core",
         })
     }
 }

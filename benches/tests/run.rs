@@ -58,6 +58,19 @@ fn is_gone(pid: u32) -> bool {
 }
 
 #[test]
+fn encrypted_rows_are_verified_and_stand_beside_the_cipher() {
+    let output = run(&["--encrypt", "--seconds", "0.02", "--len", "4096,300001", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let rows = rows(&output);
+    assert_eq!(rows.len(), 2 * 2);
+    for row in rows {
+        assert_eq!((&row["path"], &row["roof_kind"]), (&"tcp".into(), &"cipher".into()), "{row}");
+        assert_eq!(row["verified"], true, "{row}");
+        assert!(row["share"].as_f64().is_some_and(|share| share > 0.0), "{row}");
+    }
+}
+
+#[test]
 fn every_path_and_direction_is_verified_and_has_all_its_figures() {
     let output = run(&["--seconds", "0.02", "--len", "4096,100001", "--count", "1,20", "--json"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -31,6 +31,7 @@ Examples:
   transfer-bench run --path shm --len 4KiB,64KiB,1MiB
   transfer-bench run --path tcp --len 4KiB --wait poll --cpus 0,1    latency without sleeping, each side on its core
   transfer-bench run --path tcp --len 64MiB --roof iperf3
+  transfer-bench run --encrypt --len 64MiB        what encryption leaves of tcp
   transfer-bench run --svg bandwidth.svg          the table as a picture, too
   transfer-bench run --json | jq '{path, op, len, gbps, share}'
 
@@ -38,7 +39,7 @@ Columns:
   GB/s       10^9 bytes per second, one transfer at a time, post to done (median of the windows)
   roof       what the bare path gives in the same run, and the share of it that is reached (median, and the
              lowest and highest window): for shm one thread's memcpy of the same spans, for process-vm bare
-             process_vm calls of 1024 spans, for tcp plain sockets or iperf3
+             process_vm calls of 1024 spans, for tcp plain sockets or iperf3, with --encrypt one core's AES-GCM
   p50 ...    post to done, in microseconds
   prep       preparing both lists, in nanoseconds for each span; once for any number of transfers
   post       inside the call that posts; small transfers within a host are copied inside it
@@ -128,6 +129,9 @@ pub(crate) struct SweepArgs {
     /// One JSON object for each row instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+    /// Encrypt what goes over tcp, and measure only that, by what the cipher gives on one core; `run` makes a key for it
+    #[arg(long)]
+    pub(crate) encrypt: bool,
     /// Draw the rows, too: bandwidth over length, a panel for each path, the roof above
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,

@@ -4,6 +4,7 @@
 mod child;
 mod cli;
 mod doctor;
+mod key;
 mod machine;
 mod measure;
 mod roof;

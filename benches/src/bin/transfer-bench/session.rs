@@ -39,6 +39,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) path: PathName,
     pub(crate) region_bytes: u64,
     pub(crate) measure: &'a Measure,
+    /// What goes over tcp is encrypted.
+    pub(crate) encrypt: bool,
 }
 
 impl Session {
@@ -51,6 +53,7 @@ impl Session {
             config.tcp_streams = streams;
         }
         setup(&mut config, plan.trust)?;
+        config.encrypt_data = plan.encrypt;
         let streams = config.tcp_streams;
         let talk = Talk::connect(config, plan.address)?;
         let theirs = talk.ask(Ask::Region { bytes, foreign: path.is_foreign() })?;
@@ -65,6 +68,7 @@ impl Session {
             streams,
             wait: measure.wait,
             iperf3: measure.roof == RoofChoice::Iperf3,
+            encrypt: plan.encrypt,
         };
         Ok(Self { path, talk, local, remote, setup, roof: None, patterns: 0 })
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use transfer_bench::path::{Op, PathName};
 use transfer_bench::plot;
 use transfer_bench::report::{self, RoofKind, Row};
@@ -12,6 +12,7 @@ use transfer_core::Address;
 
 use crate::child::TargetProcess;
 use crate::cli::{InitiatorArgs, RoofChoice, RunArgs, SweepArgs, Trust};
+use crate::key::KeyFile;
 use crate::machine;
 use crate::session::{Plan, REGIONS, Session};
 use crate::stop::{Interrupted, Stop};
@@ -71,7 +72,15 @@ fn shapes(args: &SweepArgs) -> Result<Vec<Shape>> {
 fn plan(args: &SweepArgs) -> Result<Vec<PathPlan>> {
     let shapes = shapes(args)?;
     let default = args.len.is_empty() && args.count.is_empty();
-    let paths = if args.path.is_empty() { &PathName::ALL[..] } else { &args.path };
+    let paths = match &args.path[..] {
+        [] if args.encrypt => &[PathName::Tcp][..],
+        [] => &PathName::ALL[..],
+        paths => paths,
+    };
+    ensure!(
+        !args.encrypt || paths.iter().all(|path| *path == PathName::Tcp),
+        "only tcp is encrypted: leave --path out, or name nothing else"
+    );
     let of_path = |&path: &PathName| {
         let mut shapes = shapes.clone();
         // Foreign memory is what engines hand over page by page; one span says little more.
@@ -118,9 +127,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<Outcome> {
     }
     let (cpu, target_cpu) = args.cpus.unzip();
     cpu.map_or(Ok(()), machine::pin)?;
-    let trust = Trust::default();
-    let target = TargetProcess::start(args.sweep.measure.wait, target_cpu, &trust)?;
-    sweep(&args.sweep, &trust, Target::Own(target, target_cpu), &plan, &stop)
+    let key = args.sweep.encrypt.then(KeyFile::make).transpose()?;
+    let keyless = Trust::default();
+    let trust = key.as_ref().map_or(&keyless, KeyFile::trust);
+    let target = TargetProcess::start(args.sweep.measure.wait, target_cpu, trust)?;
+    sweep(&args.sweep, trust, Target::Own(target, target_cpu), &plan, &stop)
 }
 
 /// Measures against a target that somebody started.
@@ -203,6 +214,7 @@ impl Sweep<'_> {
             path: path.path,
             region_bytes: region_bytes(path),
             measure: &self.args.measure,
+            encrypt: self.args.encrypt,
         })
     }
 
@@ -237,6 +249,7 @@ fn introduce(args: &SweepArgs, target: &Target) {
         Target::Other(address) => format!("this process and the target at {address}"),
     };
     let tcp = match args.measure.roof {
+        _ if args.encrypt => RoofKind::Cipher,
         RoofChoice::Sockets => RoofKind::Sockets,
         RoofChoice::Iperf3 => RoofKind::Iperf3,
     };
@@ -298,6 +311,7 @@ mod tests {
         assert_eq!(told("transfer-bench run --path tcp --count 9"), ["tcp 9 x 16 KiB"]);
         assert_eq!(told("transfer-bench run --path process-vm").len(), 7);
         assert_eq!(told("transfer-bench run --path shm,tcp --len 4KiB").len(), 2);
+        assert_eq!(told("transfer-bench run --encrypt --len 4KiB"), ["tcp 1 x 4 KiB"]);
     }
 
     #[test]
@@ -320,6 +334,8 @@ mod tests {
             let line = format!("transfer-bench {line}");
             assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
         }
+        let refused = plan(&parse("transfer-bench run --encrypt --path shm,tcp")).unwrap_err();
+        assert!(refused.to_string().contains("only tcp"), "{refused}");
         assert!(plan(&parse("transfer-bench run --count 0")).unwrap_err().to_string().contains("1 to"));
     }
 }

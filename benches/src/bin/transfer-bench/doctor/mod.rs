@@ -2,7 +2,6 @@
 
 mod facts;
 mod findings;
-mod key;
 mod paths;
 
 use anyhow::Result;
@@ -13,9 +12,9 @@ use transfer_bench::shape::size;
 
 use crate::child::TargetProcess;
 use crate::cli::{DoctorArgs, Trust};
+use crate::key::KeyFile;
 use facts::Facts;
 use findings::Finding;
-use key::KeyFile;
 use paths::{Agents, PathReport};
 
 /// Everything that the doctor knows; its JSON.

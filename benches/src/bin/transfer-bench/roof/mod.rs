@@ -2,6 +2,7 @@
 //! measured so.
 #![expect(clippy::disallowed_methods, reason = "owns the clock of its measurement")]
 
+mod cipher;
 mod iperf3;
 pub(crate) mod process_vm;
 pub(crate) mod sockets;
@@ -19,6 +20,7 @@ use transfer_bench::stats::{Histogram, gbps};
 use transfer_core::Config;
 
 use crate::talk::{Answer, Ask, Talk, unexpected};
+use cipher::Cipher;
 use iperf3::Iperf3;
 use process_vm::{Batch, Foreign};
 use sockets::{Burst, RawStream};
@@ -36,6 +38,7 @@ pub(crate) enum Roof {
     ProcessVm { local: Vec<u8>, foreign: Foreign },
     Sockets { streams: Vec<RawStream>, wait: Wait },
     Iperf3(Iperf3),
+    Cipher(Cipher),
 }
 
 /// Plain memory of a region's length. Ones, since zeroed memory is not there before it is touched.
@@ -57,6 +60,7 @@ impl Roof {
                 let foreign = Foreign::of(&talk.ask(Ask::Memory)?.wait()?)?;
                 Ok(Self::ProcessVm { local: plain(setup.region_bytes)?, foreign })
             }
+            PathName::Tcp if setup.encrypt => Ok(Self::Cipher(Cipher::new()?)),
             PathName::Tcp if setup.iperf3 => Ok(Self::Iperf3(Iperf3::new(setup.ip, setup.streams))),
             PathName::Tcp => {
                 let ask = Ask::Sockets { streams: setup.streams, wait: setup.wait };
@@ -85,6 +89,7 @@ impl Roof {
             Self::ProcessVm { .. } => RoofKind::ProcessVm,
             Self::Sockets { .. } => RoofKind::Sockets,
             Self::Iperf3(_) => RoofKind::Iperf3,
+            Self::Cipher(_) => RoofKind::Cipher,
         }
     }
 
@@ -111,6 +116,7 @@ impl Roof {
                 Work::Sockets { streams: &mut streams[..used], op, wait: *wait }
             }
             Self::Iperf3(iperf3) => Work::Iperf3 { iperf3, talk, op },
+            Self::Cipher(cipher) => Work::Cipher(cipher),
         };
         Ok(ShapeRoof { work, bytes: shape.bytes(), rounds: 1, times: Histogram::default() })
     }
@@ -124,6 +130,7 @@ pub(crate) struct Setup {
     pub(crate) streams: usize,
     pub(crate) wait: Wait,
     pub(crate) iperf3: bool,
+    pub(crate) encrypt: bool,
 }
 
 fn span(start: u64, len: u64) -> Result<Range<usize>> {
@@ -146,6 +153,7 @@ enum Work<'a> {
     ProcessVm { batches: Vec<Batch<'a>>, foreign: &'a Foreign },
     Sockets { streams: &'a mut [RawStream], op: Op, wait: Wait },
     Iperf3 { iperf3: &'a Iperf3, talk: &'a Talk, op: Op },
+    Cipher(&'a mut Cipher),
 }
 
 impl ShapeRoof<'_> {
@@ -186,6 +194,7 @@ impl ShapeRoof<'_> {
                 Ok(rate)
             }
             Work::Iperf3 { iperf3, talk, op } => iperf3.burst(talk, *op, slot),
+            Work::Cipher(cipher) => repeat(begin, slot, || cipher.seal(bytes)),
         }
     }
 

@@ -1,4 +1,4 @@
-//! A key for two processes of this run and nobody else, to see what proving it costs.
+//! A key for two processes of this run and nobody else, to see what proving it and encrypting with it costs.
 
 use std::fs::{self, File};
 use std::io::Write as _;
