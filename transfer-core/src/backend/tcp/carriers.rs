@@ -12,18 +12,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use transfer_sys::poll::{Epoll, EventFd, Ready};
+use transfer_sys::poll::Epoll;
 use transfer_sys::{OsError, OsResult};
 
 use super::conn::Conn;
 use super::line::Line;
 use crate::backend::Completion;
 use crate::shared::Shared;
+use crate::sync::Wake;
 
 /// A connection on which nothing has moved for this long goes back to the driver.
 const QUIET: Duration = Duration::from_millis(1);
-/// Token of a carrier's bell; connections have those of the driver, which are never that.
-const BELL: u64 = u64::MAX;
+/// Connections have the tokens of the driver, which are never that.
+const WAKE: u64 = u64::MAX;
 
 /// Carriers and the driver have this in common.
 struct Common {
@@ -41,7 +42,7 @@ struct Common {
 struct Carrier {
     common: Arc<Common>,
     epoll: Epoll,
-    bell: EventFd,
+    wake: Wake,
     /// The connections that were lent to it, by token.
     lines: Mutex<HashMap<u64, Arc<Line>>>,
 }
@@ -74,7 +75,7 @@ impl Carriers {
         let carrier = &self.carriers[at].0;
         self.common.home.remove(conn.stream().as_fd())?;
         carrier.lines().insert(line.token, Arc::clone(line));
-        conn.carrier = Some(at);
+        line.lend(at);
         carrier.epoll.add(conn.stream().as_fd(), line.token, conn.watched.0, conn.watched.1)
     }
 
@@ -95,10 +96,10 @@ impl Carriers {
     }
 
     fn start(&mut self) -> OsResult<()> {
-        let (epoll, bell) = (Epoll::new()?, EventFd::new()?);
-        epoll.add_edge(bell.as_fd(), BELL)?;
+        let (epoll, wake) = (Epoll::new()?, Wake::new()?);
+        epoll.add_edge(wake.as_fd(), WAKE)?;
         let common = Arc::clone(&self.common);
-        let carrier = Arc::new(Carrier { common, epoll, bell, lines: Mutex::default() });
+        let carrier = Arc::new(Carrier { common, epoll, wake, lines: Mutex::default() });
         let name = format!("{}-tcp", self.common.agent.config.name);
         let run = {
             let carrier = Arc::clone(&carrier);
@@ -110,8 +111,13 @@ impl Carriers {
     }
 
     /// Where a connection is watched that the caller has locked.
-    pub(super) fn epoll_of(&self, conn: &Conn) -> &Epoll {
-        conn.carrier.map_or(&self.common.home, |at| &self.carriers[at].0.epoll)
+    pub(super) fn epoll_of(&self, line: &Line) -> &Epoll {
+        line.carrier().map_or(&self.common.home, |at| &self.carriers[at].0.epoll)
+    }
+
+    /// Tells a carrier that something lies in an inbox. Cost: a syscall where it sleeps.
+    pub(super) fn call(&self, carrier: usize) {
+        self.carriers[carrier].0.wake.set();
     }
 
     /// The connections that have a report.
@@ -128,7 +134,7 @@ impl Carriers {
 impl Drop for Carriers {
     fn drop(&mut self) {
         self.common.ending.store(true, Ordering::Release);
-        self.carriers.iter().for_each(|(carrier, _)| carrier.bell.set());
+        self.carriers.iter().for_each(|(carrier, _)| carrier.wake.set());
         for (_, thread) in self.carriers.drain(..) {
             // A panic there was told on its own thread.
             let _ended = thread.join();
@@ -158,6 +164,13 @@ impl Drop for Watchdog<'_> {
     }
 }
 
+/// What a carrier has in its hands, kept for the memory.
+#[derive(Default)]
+struct Work {
+    done: Vec<Completion>,
+    mail: Vec<Arc<Line>>,
+}
+
 impl Carrier {
     fn lines(&self) -> MutexGuard<'_, HashMap<u64, Arc<Line>>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
@@ -167,17 +180,27 @@ impl Carrier {
     fn run(&self) {
         let _watchdog = Watchdog(&self.common);
         let clock = &self.common.agent.clock;
-        let (mut ready, mut done, mut looked) = (Vec::new(), Vec::new(), clock.now());
+        let (mut ready, mut work) = (Vec::new(), Work::default());
+        let mut looked = clock.now();
         while !self.common.is_ending() {
-            let timeout = (!self.lines().is_empty()).then_some(QUIET);
+            let timeout = if !self.wake.sleep() {
+                Some(Duration::ZERO)
+            } else if self.lines().is_empty() {
+                None
+            } else {
+                Some(QUIET)
+            };
             if let Err(error) = self.epoll.wait(timeout, &mut ready) {
                 tracing::error!(%error, "a carrier cannot wait; the agent ends");
                 return;
             }
+            self.wake.answer();
             for ready in ready.drain(..) {
                 let line = self.lines().get(&ready.token).cloned();
-                line.into_iter().for_each(|line| self.carry(&line, ready, &mut done));
+                line.into_iter().for_each(|line| self.carry(&line, ready.readable, &mut work.done));
             }
+            work.mail.extend(self.lines().values().filter(|line| line.has_mail()).cloned());
+            work.mail.drain(..).for_each(|line| self.carry(&line, false, &mut work.done));
             if clock.now().after(looked) >= QUIET {
                 looked = clock.now();
                 self.return_quiet();
@@ -186,11 +209,11 @@ impl Carrier {
     }
 
     /// A turn on one connection.
-    fn carry(&self, line: &Line, ready: Ready, done: &mut Vec<Completion>) {
+    fn carry(&self, line: &Line, readable: bool, done: &mut Vec<Completion>) {
         let mut guard = line.carry();
         let Some(conn) = guard.as_mut() else { return };
         let agent = &self.common.agent;
-        let result = conn.turn(ready.readable, &agent.regions, done, agent.clock.now());
+        let result = conn.turn(readable, &agent.regions, done, agent.clock.now());
         let result = result.and_then(|moved| conn.watch(&self.epoll, line.token).map(|()| moved));
         let mut report = line.report();
         report.done.append(done);
@@ -223,14 +246,13 @@ impl Carrier {
             // The driver has it just now, so it is not quiet.
             let Some(mut guard) = line.try_carry() else { return true };
             let Some(conn) = guard.as_mut() else { return false };
-            if !conn.is_quiet(now, QUIET) {
+            if !conn.is_quiet(now, QUIET) || !line.take_back() {
                 return true;
             }
-            conn.carrier = None;
-            let home = &self.common.home;
+            let (home, (readable, writable)) = (&self.common.home, conn.wanted());
+            conn.watched = (readable, writable);
             let fd = conn.stream().as_fd();
-            let moved =
-                self.epoll.remove(fd).and_then(|()| home.add(fd, *token, conn.watched.0, conn.watched.1));
+            let moved = self.epoll.remove(fd).and_then(|()| home.add(fd, *token, readable, writable));
             if let Err(error) = moved {
                 line.report().error = Some(error.into());
                 self.common.told().push(*token);

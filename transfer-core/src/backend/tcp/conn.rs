@@ -134,8 +134,6 @@ pub(super) struct Conn {
     stalled: bool,
     /// What epoll looks at: readable, writable.
     pub(super) watched: (bool, bool),
-    /// Which carrier has it.
-    pub(super) carrier: Option<usize>,
     /// Bytes that moved in bulk since the last pause, and when they did last.
     streak: u64,
     moved_at: Time,
@@ -158,7 +156,6 @@ impl Conn {
             low_water: 1,
             stalled: false,
             watched: (true, false),
-            carrier: None,
             streak: 0,
             moved_at: Time::default(),
         }
@@ -225,9 +222,14 @@ impl Conn {
         }
     }
 
+    /// What it is to be watched for: readable, writable.
+    pub(super) fn wanted(&self) -> (bool, bool) {
+        (!self.is_congested(), self.has_unsent())
+    }
+
     /// Watches for what is needed next.
     pub(super) fn watch(&mut self, epoll: &Epoll, token: u64) -> Result<(), ConnError> {
-        let wanted = (!self.is_congested(), self.has_unsent());
+        let wanted = self.wanted();
         if wanted != self.watched {
             self.watched = wanted;
             epoll.modify(self.stream().as_fd(), token, wanted.0, wanted.1).map_err(ConnError::Os)?;

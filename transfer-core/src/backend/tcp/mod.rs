@@ -137,8 +137,11 @@ impl Tcp {
     pub(crate) fn look(&mut self, now: Time) -> bool {
         let Some(token) = self.warm.take() else { return false };
         let Some(line) = self.lines.get(&token).cloned() else { return true };
+        if line.carrier().is_some() {
+            return true;
+        }
         let mut guard = line.claim();
-        let Some(conn) = guard.as_mut().filter(|conn| conn.carrier.is_none()) else { return true };
+        let Some(conn) = guard.as_mut() else { return true };
         let result = conn.turn(true, &self.shared.regions, &mut self.done, now);
         if matches!(result, Ok(0)) && self.done.is_empty() && !conn.has_freed() {
             self.warm = Some(token);
@@ -170,14 +173,16 @@ impl Tcp {
         result: Result<usize, ConnError>,
     ) -> Result<(), ConnError> {
         let moved = result?;
-        conn.watch(self.carriers.epoll_of(conn), line.token)?;
+        conn.watch(self.carriers.epoll_of(line), line.token)?;
         if moved > 0 || conn.has_freed() {
             self.moved(line, moved > 0, conn.take_freed());
         }
-        if conn.carrier.is_none() && self.carriers.want(conn) {
-            self.carriers.lend(line, conn)?;
+        if line.carrier().is_some() {
+            return Ok(());
         }
-        if moved > 0 && conn.carrier.is_none() {
+        if self.carriers.want(conn) {
+            self.carriers.lend(line, conn)?;
+        } else if moved > 0 {
             self.warm = Some(line.token);
         }
         Ok(())
@@ -323,12 +328,12 @@ impl Tcp {
         let Some(rails) = self.peers.get_mut(&peer) else { return };
         while let Some((slice, token)) = rails.next(now) {
             let Some(line) = self.lines.get(&token) else { continue };
-            let mut guard = line.claim();
-            match guard.as_mut().map(|conn| conn.submit(slice)) {
-                None => {}
-                Some(Ok(())) if self.unsent.contains(&token) => {}
-                Some(Ok(())) => self.unsent.push(token),
-                Some(Err(completion)) => self.done.push(completion),
+            if !self.unsent.contains(&token) {
+                self.unsent.push(token);
+            }
+            let Some(slice) = line.leave(slice) else { continue };
+            if let Some(Err(completion)) = line.claim().as_mut().map(|conn| conn.submit(slice)) {
+                self.done.push(completion);
             }
         }
     }
@@ -338,10 +343,13 @@ impl Tcp {
     fn flush(&mut self) {
         while let Some(token) = self.unsent.pop() {
             let Some(line) = self.lines.get(&token).cloned() else { continue };
+            if let Some(carrier) = line.carrier() {
+                self.carriers.call(carrier);
+                continue;
+            }
             let mut guard = line.claim();
             let Some(conn) = guard.as_mut() else { continue };
-            let result =
-                if conn.carrier.is_some() || self.carriers.want(conn) { Ok(0) } else { conn.flush() };
+            let result = if self.carriers.want(conn) { Ok(0) } else { conn.flush() };
             if let Ok(moved) = result {
                 conn.note_moved(moved, self.shared.clock.now());
             }
