@@ -1,5 +1,5 @@
-//! In steady state a transfer within the host allocates nothing, in any thread of either side; one over sockets a bounded
-//! number of times for each slice.
+//! In steady state a transfer within the host allocates nothing, in any thread of either side; one over sockets a few
+//! times, however many slices and pages it has.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -97,7 +97,7 @@ fn run(request: Request, block: bool) {
 }
 
 #[test]
-fn a_transfer_within_the_host_allocates_nothing() {
+fn a_transfer_allocates_nothing() {
     for path in Path::ALL {
         let case = case(path);
         let indices: Vec<u32> = (0..50).collect();
@@ -118,9 +118,8 @@ fn a_transfer_within_the_host_allocates_nothing() {
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             (0..100).for_each(|round| run(request(), round % 2 == 0));
             let counted = ALLOCATIONS.load(Ordering::Relaxed) - before;
-            // Over sockets the descriptor lists of slices still do, as they are written and read: some for each slice.
-            let slices = 6;
-            let most = if path == Path::Tcp { 100 * slices * 20 } else { 0 };
+            // Over sockets a few, however many slices and pages there are.
+            let most = if path == Path::Tcp { 100 * 4 } else { 0 };
             assert!(counted <= most, "{path} {name}: {counted} allocations in 100 transfers");
         }
         assert_ne!(bytes_of(&case.mine), vec![0; PAGES * PAGE]);

@@ -167,19 +167,56 @@ pub enum DescError {
 }
 
 /// Descriptors in the order in which their bytes are moved.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct DescList {
     descs: Vec<Desc>,
     /// For each descriptor, how many spans come before it.
     firsts: Vec<u64>,
     count: u64,
+    /// Memory of pages that were in here, empty.
+    spares: Vec<Vec<u32>>,
 }
+
+/// By their descriptors.
+impl PartialEq for DescList {
+    fn eq(&self, other: &Self) -> bool {
+        self.descs == other.descs
+    }
+}
+
+impl Eq for DescList {}
 
 impl DescList {
     /// No spans yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Takes everything out, and keeps the memory for what comes in next.
+    pub fn clear(&mut self) {
+        for desc in self.descs.drain(..) {
+            if let Shape::Pages(mut pages) = desc.shape {
+                pages.clear();
+                self.spares.push(pages);
+            }
+        }
+        self.firsts.clear();
+        self.count = 0;
+    }
+
+    /// Bytes of memory that it has, used or not.
+    #[must_use]
+    pub fn capacity_bytes(&self) -> usize {
+        let pages = |desc: &Desc| match &desc.shape {
+            Shape::Pages(pages) => pages.capacity(),
+            Shape::Count(_) => 0,
+        };
+        let pages = self.descs.iter().map(pages).chain(self.spares.iter().map(Vec::capacity)).sum::<usize>();
+        self.descs.capacity() * size_of::<Desc>()
+            + self.firsts.capacity() * size_of::<u64>()
+            + self.spares.capacity() * size_of::<Vec<u32>>()
+            + pages * size_of::<u32>()
     }
 
     /// Appends a descriptor. Whether it fits its region is checked when the list is prepared.
@@ -200,9 +237,11 @@ impl DescList {
             return;
         }
         let rule = match offset.checked_rem(stride) {
-            Some(start) => u32::try_from((offset - start) / stride)
-                .ok()
-                .map(|page| Desc::paged(region, start, len, stride, alloc::vec![page])),
+            Some(start) => u32::try_from((offset - start) / stride).ok().map(|page| {
+                let mut pages = self.spares.pop().unwrap_or_default();
+                pages.push(page);
+                Desc::paged(region, start, len, stride, pages)
+            }),
             None => None,
         };
         self.push(rule.unwrap_or_else(|| Desc::contiguous(region, offset, len)).at_generation(generation));

@@ -28,15 +28,26 @@ impl DescList {
     /// # Errors
     /// [`DecodeError`]; nothing is allocated beyond the size of the input.
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let count = reader.count("descriptor count", DESC_BYTES_MIN, DESCS_MAX)?;
         let mut list = Self::new();
-        for _ in 0..count {
-            list.push(Desc::decode(reader)?);
-        }
-        if list.count > SPANS_MAX {
-            return Err(DecodeError::TooLarge { what: "spans", value: list.count, max: SPANS_MAX });
-        }
+        list.decode_again(reader)?;
         Ok(list)
+    }
+
+    /// The same, into the memory of this list, whose content goes.
+    ///
+    /// # Errors
+    /// As [`DescList::decode`]; what is in the list then is of no use.
+    pub fn decode_again(&mut self, reader: &mut Reader<'_>) -> Result<(), DecodeError> {
+        self.clear();
+        let count = reader.count("descriptor count", DESC_BYTES_MIN, DESCS_MAX)?;
+        for _ in 0..count {
+            let desc = Desc::decode(reader, &mut self.spares)?;
+            self.push(desc);
+        }
+        if self.count > SPANS_MAX {
+            return Err(DecodeError::TooLarge { what: "spans", value: self.count, max: SPANS_MAX });
+        }
+        Ok(())
     }
 }
 
@@ -63,7 +74,7 @@ impl Desc {
         }
     }
 
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+    fn decode(reader: &mut Reader<'_>, spares: &mut Vec<Vec<u32>>) -> Result<Self, DecodeError> {
         let tag = reader.u8("descriptor shape")?;
         let region = RegionId::from_u64(reader.u64("region")?);
         let offset = reader.u64("offset")?;
@@ -80,8 +91,8 @@ impl Desc {
                 let max = usize::try_from(SPANS_MAX).unwrap_or(usize::MAX);
                 let count = reader.count("page count", 4, max)?;
                 let raw = reader.bytes("pages", count * 4)?;
-                let pages =
-                    raw.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+                let mut pages = spares.pop().unwrap_or_default();
+                pages.extend(raw.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
                 Self::paged(region, offset, len, stride, pages)
             }
             _ => return Err(DecodeError::Invalid { what: "descriptor shape", value: u64::from(tag) }),
@@ -139,6 +150,23 @@ mod tests {
             list.encode(&mut bytes);
             for len in 0..bytes.len() {
                 prop_assert!(DescList::decode(&mut Reader::new(&bytes[..len])).is_err());
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_list_that_is_used_again_is_the_one_that_came_last(lists in prop::collection::vec(
+            prop::collection::vec(desc(), 0..8), 1..5
+        )) {
+            let mut again = DescList::new();
+            for list in lists.into_iter().map(|descs| descs.into_iter().collect::<DescList>()) {
+                let mut bytes = vec![];
+                list.encode(&mut bytes);
+                prop_assert_eq!(again.decode_again(&mut Reader::new(&bytes)), Ok(()));
+                prop_assert_eq!(&again, &list);
+                prop_assert_eq!(again.count(), list.count());
+                prop_assert_eq!(again.span(list.count() / 2), list.span(list.count() / 2));
             }
         }
     }

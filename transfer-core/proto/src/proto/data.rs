@@ -173,6 +173,14 @@ impl Head {
     /// # Errors
     /// [`DecodeError`] of the header or of the list, and where the list ends before `descs_len` does.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Self::decode_with(bytes, &mut DescList::new())
+    }
+
+    /// The same, with the memory of `spare` for the list, which takes it along where the head is whole.
+    ///
+    /// # Errors
+    /// As [`Head::decode`].
+    pub fn decode_with(bytes: &[u8], spare: &mut DescList) -> Result<Self, DecodeError> {
         let Some((raw, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
             return Ok(Self::Missing(HEADER_BYTES - bytes.len()));
         };
@@ -183,9 +191,9 @@ impl Head {
         };
         let list = if header.kind.has_descs() {
             let mut reader = Reader::new(descs);
-            let list = DescList::decode(&mut reader)?;
+            spare.decode_again(&mut reader)?;
             reader.end()?;
-            list
+            core::mem::take(spare)
         } else {
             DescList::new()
         };

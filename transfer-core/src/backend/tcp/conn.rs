@@ -17,7 +17,7 @@ use transfer_sys::{OsError, RawRange, socket};
 
 use super::intake::{Intake, Target};
 use super::send::{Keeper, SendQueue};
-use super::serve::{self, Promise, Served};
+use super::serve::{self, Promise};
 use super::wire::{Came, Wire};
 use crate::backend::{Completion, Slice};
 use crate::mem::{Lane, RegionTable};
@@ -42,7 +42,7 @@ pub(super) const AWAITED_MAX: u32 = 64;
 /// comes near, so two agents that serve each other cannot both stop reading; one that does not keep to it, waits.
 const ANSWERS_MAX: usize = 4 * AWAITED_MAX as usize;
 /// Ranges that are kept for the next payloads.
-const SPARES_MAX: usize = 16;
+const SPARES_MAX: usize = AWAITED_MAX as usize;
 /// A payload that is copied once more on its way out, since a call for a verdict costs more.
 const COPIED_MAX: u64 = 4 << 10;
 
@@ -129,6 +129,8 @@ pub(super) struct Conn {
     freed: Vec<u64>,
     /// Ranges of payloads that have come, kept for the next ones.
     spares: Vec<Vec<RawRange>>,
+    /// The spans of the slice that was submitted last, kept for the memory.
+    list: DescList,
     low_water: u32,
     /// Bytes may be held that wait for answers to leave.
     stalled: bool,
@@ -153,6 +155,7 @@ impl Conn {
             awaited_bytes: 0,
             freed: Vec::new(),
             spares: Vec::new(),
+            list: DescList::new(),
             low_water: 1,
             stalled: false,
             watched: (true, false),
@@ -251,14 +254,15 @@ impl Conn {
         debug_assert!(slice.bytes <= PAYLOAD_MAX, "slices are smaller");
         let core = &slice.core;
         let remote = core.remote.core.list.descs();
-        let (mut list, mut ranges) = (DescList::new(), self.spares.pop().unwrap_or_default());
+        let (list, mut ranges) = (&mut self.list, self.spares.pop().unwrap_or_default());
+        list.clear();
         for piece in slice.pieces.iter() {
             list.push_span(&remote[piece.remote.0 as usize], piece.remote.1, piece.len);
             // Pieces are made from the list, so they lie in it.
             let range = core.local.core.range(piece);
             ranges.push(range.ok_or_else(|| slice.failed(SliceError::WrongReply))?);
         }
-        let draft = self.out.draft().list(&list);
+        let draft = self.out.draft().list(list);
         let keeper = Keeper::Own { _core: core.clone() };
         let header = |kind| DataHeader::new(kind, slice.xfer, slice.slice);
         match core.op {
@@ -414,13 +418,15 @@ impl Conn {
     /// A peer writes into our regions.
     fn take_write(&mut self, header: DataHeader, list: DescList, regions: &RegionTable) {
         let mut answer = DataHeader::new(DataKind::Ack, header.xfer, header.slice);
-        let ranges = self.spares.pop().unwrap_or_default();
-        self.inbound = match serve::resolve(list, regions, Some(header.payload_len), ranges) {
-            Ok(Served { ranges, bytes, promise }) => {
+        let (mut promise, mut ranges) = self.promise_of(list);
+        self.inbound = match serve::resolve(&mut promise, regions, Some(header.payload_len), &mut ranges) {
+            Ok(bytes) => {
                 let landing = Landing::Served { answer, promise };
                 Inbound::Land { target: Target::new(ranges, bytes), landing }
             }
             Err(refusal) => {
+                self.keep(ranges);
+                self.out.keep_promise(promise);
                 (answer.status, answer.span) = (refusal.status, refusal.span);
                 Inbound::Sink { left: header.payload_len, answer: Some(answer) }
             }
@@ -431,9 +437,9 @@ impl Conn {
     /// meanwhile, how it stands is told behind it.
     fn serve_read(&mut self, header: DataHeader, list: DescList, regions: &RegionTable) {
         let mut answer = DataHeader::new(DataKind::ReadReply, header.xfer, header.slice);
-        let ranges = self.spares.pop().unwrap_or_default();
-        match serve::resolve(list, regions, None, ranges) {
-            Ok(Served { ranges, bytes, promise }) if bytes <= COPIED_MAX => {
+        let (mut promise, mut ranges) = self.promise_of(list);
+        match serve::resolve(&mut promise, regions, None, &mut ranges) {
+            Ok(bytes) if bytes <= COPIED_MAX => {
                 let lane = promise.enter();
                 match promise.broken() {
                     None => self.out.answer_with(answer, &ranges),
@@ -443,19 +449,27 @@ impl Conn {
                     }
                 }
                 drop(lane);
-                self.keep(ranges);
+                self.out.keep_promise(promise);
             }
-            Ok(Served { mut ranges, bytes, promise }) => {
+            Ok(bytes) => {
                 (answer.payload_len, answer.status) = (bytes, Status::Pending);
                 let draft = self.out.draft().payload(ranges.drain(..));
                 self.out.push(draft, answer, Keeper::Served(promise), false);
-                self.keep(ranges);
             }
             Err(refusal) => {
                 (answer.status, answer.span) = (refusal.status, refusal.span);
                 self.out.answer(answer);
+                self.out.keep_promise(promise);
             }
         }
+        self.keep(ranges);
+    }
+
+    /// A promise that is to be made of a list, and room for its ranges.
+    fn promise_of(&mut self, list: DescList) -> (Promise, Vec<RawRange>) {
+        let mut promise = self.out.promise();
+        self.intake.reuse(promise.renew(list));
+        (promise, self.spares.pop().unwrap_or_default())
     }
 
     /// A read of ours is answered.
@@ -528,7 +542,10 @@ impl Conn {
         };
         self.keep(target.ranges);
         match landing {
-            Landing::Served { answer, .. } => self.out.answer(answer),
+            Landing::Served { answer, promise } => {
+                self.out.answer(answer);
+                self.out.keep_promise(promise);
+            }
             Landing::Own { slice, bytes, core, pending: true } => {
                 self.unjudged = Some(Unjudged { slice, wanted: Some((bytes, core)) });
             }

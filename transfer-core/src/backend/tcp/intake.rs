@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use transfer_proto::codec::DecodeError;
+use transfer_proto::desc::DescList;
 use transfer_proto::proto::data::{DESCS_BYTES_MAX, HEADER_BYTES, Head};
 use transfer_sys::process::RANGES_MAX;
 use transfer_sys::{RawRange, copy};
@@ -50,17 +51,24 @@ pub(super) struct Intake {
     bulk: bool,
     /// Ranges of one call, kept for the next.
     scratch: Vec<RawRange>,
+    /// Memory for the next list.
+    spare: DescList,
 }
 
 impl Intake {
     pub(super) fn new() -> Self {
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-        Self { buffer, held: 0..0, bulk: false, scratch: Vec::new() }
+        Self { buffer, held: 0..0, bulk: false, scratch: Vec::new(), spare: DescList::new() }
     }
 
     /// The head at the front of what is held; it stays there until it is taken.
-    pub(super) fn head(&self) -> Result<Head, DecodeError> {
-        Head::decode(&self.buffer[self.held.clone()])
+    pub(super) fn head(&mut self) -> Result<Head, DecodeError> {
+        Head::decode_with(&self.buffer[self.held.clone()], &mut self.spare)
+    }
+
+    /// A list whose memory the next one may have.
+    pub(super) fn reuse(&mut self, list: DescList) {
+        self.spare = list;
     }
 
     /// Takes a head off, behind which so many bytes of payload come.

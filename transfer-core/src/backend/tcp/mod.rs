@@ -383,9 +383,10 @@ impl Backend for Tcp {
 
     fn poll(&mut self, completions: &mut Vec<Completion>) {
         self.collect();
-        for peer in std::mem::take(&mut self.submitted) {
-            self.place(peer);
-        }
+        let mut submitted = std::mem::take(&mut self.submitted);
+        submitted.drain(..).for_each(|peer| self.place(peer));
+        // Placing submits nothing.
+        self.submitted = submitted;
         self.flush();
         completions.append(&mut self.done);
     }

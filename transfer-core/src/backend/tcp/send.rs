@@ -114,6 +114,8 @@ impl Draft {
 pub(super) struct SendQueue {
     frames: VecDeque<OutFrame>,
     spares: Vec<Draft>,
+    /// Promises that were kept to the end, for their memory.
+    promises: Vec<Promise>,
     /// Ranges of one call, kept for the next.
     scratch: Vec<RawRange>,
     /// Answers among the frames.
@@ -241,11 +243,27 @@ impl SendQueue {
             if let Some(frame) = self.frames.pop_front() {
                 self.answers -= usize::from(frame.slice.is_none());
                 self.keep(Draft { head: frame.head, ranges: frame.ranges });
+                if let Keeper::Served(promise) = frame.keeper {
+                    self.keep_promise(promise);
+                }
                 if let Some(verdict) = frame.verdict {
                     self.answer(verdict);
                     self.frames.rotate_right(1);
                 }
             }
+        }
+    }
+
+    /// A promise of nothing.
+    pub(super) fn promise(&mut self) -> Promise {
+        self.promises.pop().unwrap_or_default()
+    }
+
+    /// Lets go of a promise, but for its memory.
+    pub(super) fn keep_promise(&mut self, mut promise: Promise) {
+        promise.clear();
+        if self.promises.len() < SPARES_MAX && promise.is_usual() {
+            self.promises.push(promise);
         }
     }
 

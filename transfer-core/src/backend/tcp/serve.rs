@@ -11,23 +11,36 @@ use transfer_sys::RawRange;
 
 use crate::mem::{Lane, RegionCore, RegionTable};
 
-/// Ranges of our regions, and what a peer was promised there.
-#[derive(Debug)]
-pub(super) struct Served {
-    pub(super) ranges: Vec<RawRange>,
-    pub(super) bytes: u64,
-    pub(super) promise: Promise,
-}
+/// Memory of a promise that is kept for the next one: a list of a few thousand pages, and the regions that it names.
+const KEPT_BYTES_MAX: usize = 64 << 10;
+const KEPT_REGIONS_MAX: usize = 1024;
 
 /// What a peer was promised of our regions. It keeps their memory, but not the right to touch it: that is looked at
 /// inside a lane before each step, so that whoever revokes waits for a step and never for a slow peer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Promise {
     list: DescList,
     regions: Vec<Arc<RegionCore>>,
 }
 
 impl Promise {
+    /// Names a list, with the memory of this promise; gives the list back that it named before.
+    pub(super) fn renew(&mut self, list: DescList) -> DescList {
+        self.clear();
+        std::mem::replace(&mut self.list, list)
+    }
+
+    /// Lets go of everything but memory.
+    pub(super) fn clear(&mut self) {
+        self.list.clear();
+        self.regions.clear();
+    }
+
+    /// Whether it has no more memory than a usual one, so that whoever sends others does not fill this process.
+    pub(super) fn is_usual(&self) -> bool {
+        self.list.capacity_bytes() <= KEPT_BYTES_MAX && self.regions.capacity() <= KEPT_REGIONS_MAX
+    }
+
     /// Takes a lane of this agent, for one step that does not block.
     pub(super) fn enter(&self) -> Option<Lane<'_>> {
         self.regions.first().map(|region| region.enter())
@@ -51,18 +64,20 @@ fn find(regions: &[Arc<RegionCore>], id: RegionId) -> Option<&Arc<RegionCore>> {
     regions.binary_search_by_key(&id, |region| region.id).ok().map(|at| &regions[at])
 }
 
-/// Checks every span of a peer's list. `wanted` is the payload that came with it; `ranges` is empty memory for the
-/// answer. Cost: linear in spans and descriptors, but for a search in the regions that these name.
+/// Checks every span of a peer's list, which a promise names that is not made yet; it is made where this is `Ok`.
+/// `wanted` is the payload that came with it; `ranges` is empty memory for the answer, which has so many bytes.
+/// Cost: linear in spans and descriptors, but for a search in the regions that these name.
 pub(super) fn resolve(
-    list: DescList,
+    promise: &mut Promise,
     regions: &RegionTable,
     wanted: Option<u64>,
-    mut ranges: Vec<RawRange>,
-) -> Result<Served, Refusal> {
-    let found = distinct(&list, regions);
-    let region_of = |id| find(&found, id);
+    ranges: &mut Vec<RawRange>,
+) -> Result<u64, Refusal> {
+    let Promise { list, regions: found } = promise;
+    find_distinct(list, regions, found);
+    let region_of = |id| find(found, id);
     // Regions that are gone by now are missed here.
-    let bytes = serve::check(&list, wanted, |id| region_of(id).map(|region| region.range().len() as u64))?;
+    let bytes = serve::check(list, wanted, |id| region_of(id).map(|region| region.range().len() as u64))?;
     if wanted.is_some() && found.iter().any(|region| region.access != Access::ReadWrite) {
         return Err(Refusal::new(Status::ReadOnly, 0));
     }
@@ -82,23 +97,37 @@ pub(super) fn resolve(
     if found.iter().any(|region| region.gate().is_closed()) {
         return Err(Refusal::new(Status::BadSpan, 0));
     }
-    Ok(Served { ranges, bytes, promise: Promise { list, regions: found } })
+    Ok(bytes)
 }
 
 /// The regions that a list names, as far as they exist, each once, by name.
-fn distinct(list: &DescList, regions: &RegionTable) -> Vec<Arc<RegionCore>> {
+fn find_distinct(list: &DescList, regions: &RegionTable, found: &mut Vec<Arc<RegionCore>>) {
     let mut last = None;
     let ids = list.descs().iter().map(Desc::region).filter(|id| last.replace(*id) != Some(*id));
-    let mut found: Vec<_> = ids.filter_map(|id| regions.find(id)).collect();
+    found.clear();
+    found.extend(ids.filter_map(|id| regions.find(id)));
     found.sort_unstable_by_key(|region| region.id);
     found.dedup_by_key(|region| region.id);
-    found
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::mem::{Ledger, RegionOptions, adopt, alloc};
+
+    /// What comes of a list that nothing else was named by before.
+    struct Served {
+        ranges: Vec<RawRange>,
+        bytes: u64,
+        promise: Promise,
+    }
+
+    fn served(list: DescList, regions: &RegionTable, wanted: Option<u64>) -> Result<Served, Refusal> {
+        let (mut promise, mut ranges) = (Promise::default(), Vec::new());
+        promise.renew(list);
+        let bytes = resolve(&mut promise, regions, wanted, &mut ranges)?;
+        Ok(Served { ranges, bytes, promise })
+    }
 
     #[test]
     fn a_peer_gets_what_lies_in_a_region_and_nothing_else() {
@@ -107,7 +136,7 @@ mod tests {
         let region = table.insert(adopt(vec![0; 100], &options, &ledger).unwrap()).unwrap();
         let id = region.id;
         let status = |desc: Desc, wanted| {
-            let served = resolve(DescList::from(desc), &table, wanted, Vec::new());
+            let served = served(DescList::from(desc), &table, wanted);
             served.map(|served| served.bytes).map_err(|refusal| refusal.status)
         };
         assert_eq!(status(Desc::strided(id, 0, 10, 20, 5), Some(50)), Ok(50));
@@ -128,17 +157,13 @@ mod tests {
         region.raise(20, 1);
         let strided = Desc::strided(id, 0, 1, 10, 5).at_generation(granted);
         assert_eq!(
-            resolve(strided.into(), &table, None, Vec::new()).unwrap_err(),
-            Refusal::new(Status::Stale, 2)
+            served(strided.into(), &table, None).map(|served| served.bytes),
+            Err(Refusal::new(Status::Stale, 2))
         );
         assert_eq!(status(Desc::contiguous(id, 30, 70).at_generation(granted), None), Ok(70));
-        let promise = resolve(
-            Desc::strided(id, 0, 1, 10, 5).at_generation(region.generation()).into(),
-            &table,
-            None,
-            Vec::new(),
-        );
-        let promise = promise.unwrap().promise;
+        let promise =
+            served(Desc::strided(id, 0, 1, 10, 5).at_generation(region.generation()).into(), &table, None);
+        let Ok(Served { promise, .. }) = promise else { panic!("it lies in the region") };
         assert_eq!(promise.broken(), None);
         region.raise(40, 1);
         assert_eq!(promise.broken(), Some(4));
@@ -152,7 +177,7 @@ mod tests {
         let region = |i| adopt(vec![i; 8], &RegionOptions::new("r"), &ledger).unwrap();
         let all: Vec<_> = (0..40_u8).map(|i| table.insert(region(i)).unwrap()).collect();
         let spans = all.iter().rev().chain(&all).map(|region| Desc::contiguous(region.id, 2, 4));
-        let served = resolve(spans.collect(), &table, None, Vec::new()).unwrap();
+        let Ok(served) = served(spans.collect(), &table, None) else { panic!("they lie in them") };
         let starts: Vec<_> = served.ranges.iter().map(|range| range.addr()).collect();
         let wanted = all.iter().rev().chain(&all).map(|region| region.range().addr().wrapping_add(2));
         assert_eq!(starts, wanted.collect::<Vec<_>>());
