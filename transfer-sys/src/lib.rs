@@ -11,6 +11,7 @@
 //! | [`numa`] | nodes of memory, and running next to them | mbind(2), get_mempolicy(2), sched_setaffinity(2) |
 //! | [`process`] | another process's memory, and whether it still lives | process_vm_readv(2), pidfd_open(2) |
 //! | [`socket`] | vectored I/O on raw ranges, file descriptors in messages, peer credentials | unix(7), tcp(7) |
+//! | [`verbs`] | RDMA devices through libibverbs, opened at run time | infiniband/verbs.h of rdma-core |
 //! | [`words`] | atomic words that one process writes and others read | memfd_create(2), std::sync::atomic |
 //! | [`poll`] | readiness of many sockets, a wake-up word | epoll(7), eventfd(2) |
 //!
@@ -28,6 +29,7 @@ pub mod poll;
 pub mod process;
 mod range;
 pub mod socket;
+pub mod verbs;
 pub mod words;
 
 pub use error::{OsError, OsResult};

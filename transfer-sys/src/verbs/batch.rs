@@ -1,0 +1,421 @@
+//! Chains of work requests, in storage that is made once.
+#![allow(unsafe_code, reason = "pointers from work requests to their ranges")]
+
+use std::mem::MaybeUninit;
+use std::ops::BitOr;
+
+use super::memory::{Access, LocalKey, MemoryRegion, MemoryWindow, RemoteKey};
+use super::sys;
+use crate::OsError;
+
+/// Where a peer's registered memory is touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RemoteMemory {
+    /// As the peer names it.
+    pub addr: u64,
+    /// The peer's key.
+    pub key: RemoteKey,
+}
+
+impl RemoteMemory {
+    /// At `addr`, by `key`.
+    #[must_use]
+    pub fn new(addr: u64, key: RemoteKey) -> Self {
+        Self { addr, key }
+    }
+}
+
+/// A range of this process's registered memory.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Sge(sys::ibv_sge);
+
+impl Sge {
+    /// `len` bytes from `addr`, as the registration of `key` names them.
+    #[must_use]
+    pub fn new(addr: u64, len: u32, key: LocalKey) -> Self {
+        Self(sys::ibv_sge { addr, length: len, lkey: key.0 })
+    }
+}
+
+/// How a work request is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendFlags(u32);
+
+impl SendFlags {
+    /// No completion, unless it fails.
+    pub const NONE: Self = Self(0);
+    /// It completes in the queue.
+    pub const SIGNALED: Self = Self(sys::IBV_SEND_SIGNALED);
+    /// It begins after the READs before it.
+    pub const FENCE: Self = Self(sys::IBV_SEND_FENCE);
+    /// The peer's queue tells of it also where it was armed for solicited messages only.
+    pub const SOLICITED: Self = Self(sys::IBV_SEND_SOLICITED);
+}
+
+impl BitOr for SendFlags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// What a window is bound to.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Bind<'a> {
+    /// The window, which is bound to nothing.
+    pub window: &'a MemoryWindow,
+    /// The key that peers will use, of [`MemoryWindow::next_key`].
+    pub key: RemoteKey,
+    /// The registration, with [`Access::BIND`].
+    pub region: &'a MemoryRegion,
+    /// First byte, as the registration names it.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u64,
+    /// What peers may do.
+    pub access: Access,
+}
+
+impl<'a> Bind<'a> {
+    /// `window` to all of `region`, by `key`.
+    #[must_use]
+    pub fn all(window: &'a MemoryWindow, key: RemoteKey, region: &'a MemoryRegion, access: Access) -> Self {
+        Self { window, key, region, addr: region.base(), len: region.len() as u64, access }
+    }
+}
+
+/// What a work request does.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum SendOp<'a> {
+    /// Writes the ranges to the peer's memory.
+    Write(RemoteMemory),
+    /// The same; then the number completes a receive of the peer.
+    WriteImm(RemoteMemory, u32),
+    /// Reads the peer's memory into the ranges.
+    Read(RemoteMemory),
+    /// Sends the ranges into what the peer posted to receive with.
+    Send,
+    /// The same, with a number.
+    SendImm(u32),
+    /// Takes back the key of a window.
+    Invalidate(RemoteKey),
+    /// Gives a window a key.
+    Bind(Bind<'a>),
+}
+
+impl SendOp<'_> {
+    fn opcode(&self) -> sys::ibv_wr_opcode {
+        match self {
+            Self::Write(_) => sys::IBV_WR_RDMA_WRITE,
+            Self::WriteImm(..) => sys::IBV_WR_RDMA_WRITE_WITH_IMM,
+            Self::Read(_) => sys::IBV_WR_RDMA_READ,
+            Self::Send => sys::IBV_WR_SEND,
+            Self::SendImm(_) => sys::IBV_WR_SEND_WITH_IMM,
+            Self::Invalidate(_) => sys::IBV_WR_LOCAL_INV,
+            Self::Bind(_) => sys::IBV_WR_BIND_MW,
+        }
+    }
+
+    fn apply(&self, wr: &mut sys::ibv_send_wr) {
+        match *self {
+            Self::Write(at) | Self::Read(at) | Self::WriteImm(at, _) => {
+                let rdma =
+                    sys::ibv_send_wr__bindgen_ty_2__bindgen_ty_1 { remote_addr: at.addr, rkey: at.key.raw() };
+                wr.wr = sys::ibv_send_wr__bindgen_ty_2 { rdma };
+            }
+            Self::Invalidate(key) => {
+                wr.__bindgen_anon_1 = sys::ibv_send_wr__bindgen_ty_1 { invalidate_rkey: key.raw() };
+            }
+            Self::Bind(bind) => {
+                let bind_info = sys::ibv_mw_bind_info {
+                    mr: bind.region.raw(),
+                    addr: bind.addr,
+                    length: bind.len,
+                    mw_access_flags: bind.access.raw(),
+                };
+                let bind_mw = sys::ibv_send_wr__bindgen_ty_4__bindgen_ty_1 {
+                    mw: bind.window.raw(),
+                    rkey: bind.key.raw(),
+                    bind_info,
+                };
+                wr.__bindgen_anon_2 = sys::ibv_send_wr__bindgen_ty_4 { bind_mw };
+            }
+            Self::Send | Self::SendImm(_) => {}
+        }
+        if let Self::WriteImm(_, imm) | Self::SendImm(imm) = *self {
+            wr.__bindgen_anon_1 = sys::ibv_send_wr__bindgen_ty_1 { imm_data: imm.to_be() };
+        }
+    }
+}
+
+/// There is no room left in the batch: it is to be posted and cleared first, or made larger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the batch is full; post and clear it first")]
+#[non_exhaustive]
+pub struct BatchFull;
+
+/// A chain was not posted to its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("work request {posted} of the chain, and those behind it, were not posted: {error}")]
+#[non_exhaustive]
+pub struct PostError {
+    /// How many were posted, and will complete.
+    pub posted: usize,
+    /// Why the next one was not.
+    pub error: OsError,
+}
+
+impl PostError {
+    pub(super) fn new(posted: usize, error: OsError) -> Self {
+        Self { posted, error }
+    }
+}
+
+/// A chain of work requests to send.
+///
+/// Its storage is made once and never moves, so that what points into it stays right (V4). Filling and posting
+/// allocate nothing.
+#[derive(Debug)]
+pub struct SendBatch {
+    wrs: Vec<Wr<sys::ibv_send_wr>>,
+    sges: Vec<Sge>,
+    inline: Vec<u8>,
+}
+
+/// A work request in a batch; raw pointers in it lead into the same batch, or to what is held elsewhere (V3).
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Wr<T>(T);
+
+impl<T> std::fmt::Debug for Wr<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Wr")
+    }
+}
+
+// SAFETY: V4 (docs/ARCHITECTURE.md). The pointers are followed by the post only, whose caller has the batch for itself.
+unsafe impl<T> Send for Wr<T> {}
+// SAFETY: V4, as above.
+unsafe impl<T> Sync for Wr<T> {}
+
+impl SendBatch {
+    /// Room for `wrs` work requests with `sges` ranges and `inline_bytes` in all.
+    #[must_use]
+    pub fn new(wrs: usize, sges: usize, inline_bytes: usize) -> Self {
+        Self {
+            wrs: Vec::with_capacity(wrs),
+            sges: Vec::with_capacity(sges + wrs),
+            inline: Vec::with_capacity(inline_bytes),
+        }
+    }
+
+    /// How many work requests are in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.wrs.len()
+    }
+
+    /// None at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.wrs.is_empty()
+    }
+
+    /// Empties it.
+    pub fn clear(&mut self) {
+        self.wrs.clear();
+        self.sges.clear();
+        self.inline.clear();
+    }
+
+    /// Appends a work request over `sges`.
+    ///
+    /// # Errors
+    /// [`BatchFull`]; nothing was appended.
+    pub fn push(
+        &mut self,
+        wr_id: u64,
+        op: &SendOp<'_>,
+        flags: SendFlags,
+        sges: &[Sge],
+    ) -> Result<(), BatchFull> {
+        if self.wrs.len() == self.wrs.capacity() || self.sges.capacity() - self.sges.len() < sges.len() {
+            return Err(BatchFull);
+        }
+        let start = self.sges.len();
+        self.sges.extend_from_slice(sges);
+        self.append(wr_id, op, flags.0, start);
+        Ok(())
+    }
+
+    /// Appends a work request that carries `bytes` in itself. They are copied, and need no registration.
+    ///
+    /// # Errors
+    /// [`BatchFull`]; nothing was appended.
+    pub fn push_inline(
+        &mut self,
+        wr_id: u64,
+        op: &SendOp<'_>,
+        flags: SendFlags,
+        bytes: &[u8],
+    ) -> Result<(), BatchFull> {
+        let room = self.inline.capacity() - self.inline.len();
+        let len = u32::try_from(bytes.len()).map_err(|_| BatchFull)?;
+        if self.wrs.len() == self.wrs.capacity()
+            || self.sges.len() == self.sges.capacity()
+            || room < bytes.len()
+        {
+            return Err(BatchFull);
+        }
+        let addr = self.inline.as_ptr().wrapping_add(self.inline.len());
+        self.inline.extend_from_slice(bytes);
+        let start = self.sges.len();
+        self.sges.push(Sge::new(addr.expose_provenance() as u64, len, LocalKey(0)));
+        self.append(wr_id, op, flags.0 | sys::IBV_SEND_INLINE, start);
+        Ok(())
+    }
+
+    /// Room was checked for; the ranges lie from `start` on.
+    fn append(&mut self, wr_id: u64, op: &SendOp<'_>, flags: u32, start: usize) {
+        let count = self.sges.len() - start;
+        // SAFETY: V1. Numbers and raw pointers only, for which zero is a value.
+        let mut wr: sys::ibv_send_wr = unsafe { MaybeUninit::zeroed().assume_init() };
+        wr.wr_id = wr_id;
+        wr.sg_list = self.sges.as_mut_ptr().wrapping_add(start).cast();
+        wr.num_sge = i32::try_from(count).unwrap_or(i32::MAX);
+        wr.opcode = op.opcode();
+        wr.send_flags = flags;
+        op.apply(&mut wr);
+        let place = self.wrs.as_mut_ptr().wrapping_add(self.wrs.len()).cast();
+        if let Some(last) = self.wrs.last_mut() {
+            last.0.next = place;
+        }
+        self.wrs.push(Wr(wr));
+    }
+
+    /// The first of the chain.
+    pub(super) fn first(&mut self) -> Option<*mut sys::ibv_send_wr> {
+        (!self.wrs.is_empty()).then(|| self.wrs.as_mut_ptr().cast())
+    }
+
+    /// How many come before `wr`.
+    pub(super) fn index_of(&self, wr: *const sys::ibv_send_wr) -> usize {
+        index_of(&self.wrs, wr)
+    }
+}
+
+/// How many of `wrs` come before `wr`; none where it does not point there.
+fn index_of<T>(wrs: &[Wr<T>], wr: *const T) -> usize {
+    let index = wr.addr().wrapping_sub(wrs.as_ptr().addr()) / size_of::<T>();
+    if index < wrs.len() { index } else { 0 }
+}
+
+/// A chain of work requests to receive with; like [`SendBatch`].
+#[derive(Debug)]
+pub struct RecvBatch {
+    wrs: Vec<Wr<sys::ibv_recv_wr>>,
+    sges: Vec<Sge>,
+}
+
+impl RecvBatch {
+    /// Room for `wrs` work requests with `sges` ranges in all.
+    #[must_use]
+    pub fn new(wrs: usize, sges: usize) -> Self {
+        Self { wrs: Vec::with_capacity(wrs), sges: Vec::with_capacity(sges) }
+    }
+
+    /// How many work requests are in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.wrs.len()
+    }
+
+    /// None at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.wrs.is_empty()
+    }
+
+    /// Empties it.
+    pub fn clear(&mut self) {
+        self.wrs.clear();
+        self.sges.clear();
+    }
+
+    /// Appends a work request over `sges`; none of them is enough for the number of a write.
+    ///
+    /// # Errors
+    /// [`BatchFull`]; nothing was appended.
+    pub fn push(&mut self, wr_id: u64, sges: &[Sge]) -> Result<(), BatchFull> {
+        if self.wrs.len() == self.wrs.capacity() || self.sges.capacity() - self.sges.len() < sges.len() {
+            return Err(BatchFull);
+        }
+        let sg_list = self.sges.as_mut_ptr().wrapping_add(self.sges.len()).cast();
+        self.sges.extend_from_slice(sges);
+        let num_sge = i32::try_from(sges.len()).unwrap_or(i32::MAX);
+        let place = self.wrs.as_mut_ptr().wrapping_add(self.wrs.len()).cast();
+        if let Some(last) = self.wrs.last_mut() {
+            last.0.next = place;
+        }
+        self.wrs.push(Wr(sys::ibv_recv_wr { wr_id, next: std::ptr::null_mut(), sg_list, num_sge }));
+        Ok(())
+    }
+
+    pub(super) fn first(&mut self) -> Option<*mut sys::ibv_recv_wr> {
+        (!self.wrs.is_empty()).then(|| self.wrs.as_mut_ptr().cast())
+    }
+
+    pub(super) fn index_of(&self, wr: *const sys::ibv_recv_wr) -> usize {
+        index_of(&self.wrs, wr)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_is_linked_in_order_and_never_grows() {
+        let mut batch = SendBatch::new(3, 3, 4);
+        let at = RemoteMemory::new(16, RemoteKey::new(7));
+        let capacities = (batch.wrs.capacity(), batch.sges.capacity(), batch.inline.capacity());
+        for id in 0..3 {
+            let sge = Sge::new(id * 8, 8, LocalKey(5));
+            batch.push(id, &SendOp::WriteImm(at, 9), SendFlags::NONE, &[sge]).unwrap();
+        }
+        assert_eq!(batch.push(3, &SendOp::Send, SendFlags::NONE, &[]), Err(BatchFull));
+        let mut ids = Vec::new();
+        let mut next: *const sys::ibv_send_wr = batch.first().unwrap();
+        while !next.is_null() {
+            assert_eq!(batch.index_of(next), ids.len());
+            // SAFETY: V4. The chain lies in the batch.
+            let wr = unsafe { next.read() };
+            // SAFETY: V4. So do its ranges.
+            ids.push((wr.wr_id, unsafe { wr.sg_list.read() }.addr));
+            next = wr.next;
+        }
+        assert_eq!(ids, [(0, 0), (1, 8), (2, 16)]);
+        assert_eq!((batch.wrs.capacity(), batch.sges.capacity(), batch.inline.capacity()), capacities);
+        batch.clear();
+        assert!(batch.is_empty() && batch.first().is_none());
+    }
+
+    #[test]
+    fn inline_bytes_lie_in_the_batch_and_are_limited() {
+        let mut batch = SendBatch::new(2, 2, 4);
+        batch.push_inline(1, &SendOp::Send, SendFlags::SIGNALED, b"abc").unwrap();
+        assert_eq!(batch.push_inline(2, &SendOp::Send, SendFlags::NONE, b"de"), Err(BatchFull));
+        let first = batch.first().unwrap();
+        // SAFETY: V4. The chain lies in the batch.
+        let wr = unsafe { first.read() };
+        assert_eq!(wr.send_flags, sys::IBV_SEND_INLINE | sys::IBV_SEND_SIGNALED);
+        // SAFETY: V4. So do its ranges.
+        let sge = unsafe { wr.sg_list.read() };
+        assert_eq!((sge.addr, sge.length), (batch.inline.as_ptr().addr() as u64, 3));
+    }
+}
