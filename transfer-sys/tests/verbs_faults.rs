@@ -1,0 +1,350 @@
+//! What goes wrong: wrong keys, peers that are not ready or gone, ports and devices that fail.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test"
+)]
+
+mod verbs;
+
+use std::sync::Arc;
+
+use fake_verbs::{DeviceConfig, Fault, World};
+use transfer_sys::verbs::{
+    Access, CompletionQueue, EventKind, Library, MemoryRegion, PortState, ProtectionDomain, QpConfig,
+    QpState, QueuePair, RecvBatch, RemoteKey, RemoteMemory, Retry, SendBatch, SendFlags, SendOp, Sge,
+    Subject, ToInit, WcStatus,
+};
+use verbs::{BYTES, Bed, End, Memory, PORT, is_real, pattern, wait_for};
+
+/// Posts `op`, and one more behind it: the first has to fail as `status`, and the second is flushed.
+fn fails(a: &End, op: &SendOp<'_>, sges: &[Sge], status: WcStatus) {
+    a.post(1, op, sges);
+    // It may have failed already, and then nothing more is taken but flushed all the same.
+    a.post(2, op, sges);
+    let done = a.poll(2);
+    assert_eq!((done[0].wr_id(), done[0].status()), (1, status), "{done:?}");
+    assert_eq!((done[1].wr_id(), done[1].status()), (2, WcStatus::Flushed), "{done:?}");
+    assert_eq!(a.qp.query().unwrap().state, QpState::Error);
+}
+
+#[test]
+fn memory_is_touched_by_the_right_key_within_bounds_only() {
+    let bed = Bed::new();
+    for case in 0..5 {
+        let (a, b) = bed.connected();
+        let to = b.address().memory;
+        let wrong = match case {
+            0 => RemoteMemory::new(to.addr, RemoteKey::new(to.key.raw() ^ 0x5500)),
+            1 => RemoteMemory::new(to.addr + BYTES as u64 - 7, to.key),
+            2 => RemoteMemory::new(to.addr - 1, to.key),
+            3 => RemoteMemory::new(u64::MAX - 3, to.key),
+            _ => RemoteMemory::new(0, to.key),
+        };
+        b.bytes.fill(0, &[9; 64]);
+        fails(&a, &SendOp::Write(wrong), &[a.sge(0, 8)], WcStatus::RemoteAccess);
+        assert_eq!(b.bytes.get(0, 64), [9; 64]);
+        let status = WcStatus::RemoteAccess;
+        assert!(status.retry() == Retry::Hopeless && status.words().contains("wrong key"));
+    }
+}
+
+#[test]
+fn memory_of_another_domain_or_without_the_right_is_out_of_reach() {
+    let bed = Bed::new();
+    let (a, b) = bed.connected();
+    let other = ProtectionDomain::new(&b.context).unwrap();
+    let memory = Memory::new(4096);
+    // SAFETY: V3. The memory lives until the end of this test.
+    let region = unsafe { MemoryRegion::register(&other, memory.range(), verbs::ALL()) }.unwrap();
+    let to = RemoteMemory::new(memory.addr(0), region.remote_key());
+    fails(&a, &SendOp::Write(to), &[a.sge(0, 8)], WcStatus::RemoteAccess);
+
+    let (a, b) = bed.connected();
+    // SAFETY: V3. As above.
+    let region = unsafe { MemoryRegion::register(&b.pd, memory.range(), Access::REMOTE_READ) }.unwrap();
+    let to = RemoteMemory::new(memory.addr(0), region.remote_key());
+    a.post(1, &SendOp::Read(to), &[a.sge(0, 8)]);
+    assert!(a.poll_one().is_ok());
+    fails(&a, &SendOp::Write(to), &[a.sge(0, 8)], WcStatus::RemoteAccess);
+
+    let (a, b) = bed.connected();
+    // SAFETY: V3. As above.
+    let region = unsafe { MemoryRegion::register(&b.pd, memory.range(), verbs::ALL()) }.unwrap();
+    let to = RemoteMemory::new(memory.addr(0), region.remote_key());
+    region.close().unwrap();
+    fails(&a, &SendOp::Write(to), &[a.sge(0, 8)], WcStatus::RemoteAccess);
+}
+
+#[test]
+fn writing_by_peers_needs_writing_by_the_owner() {
+    let Some(bed) = Bed::fake() else { return };
+    let end = End::new(&bed.open(0), |_| {});
+    // SAFETY: V3. Refused.
+    let refused = unsafe { MemoryRegion::register(&end.pd, end.bytes.range(), Access::REMOTE_WRITE) };
+    assert_eq!(refused.unwrap_err().errno, libc::EINVAL);
+    let nowhere = transfer_sys::RawRange::new(std::ptr::without_provenance_mut(4096), 4096);
+    // SAFETY: V3. Refused.
+    let refused = unsafe { MemoryRegion::register(&end.pd, nowhere, Access::LOCAL_READ) };
+    let error = refused.unwrap_err();
+    assert!(error.errno == libc::EFAULT && error.to_string().contains("4096 bytes at 0x1000"), "{error}");
+}
+
+#[test]
+fn local_ranges_are_checked_as_well() {
+    let bed = Bed::new();
+    for case in 0..2 {
+        let (a, b) = bed.connected();
+        let sge = if case == 0 {
+            Sge::new(a.bytes.addr(0) + BYTES as u64 - 1, 2, a.region.local_key())
+        } else {
+            Sge::new(a.bytes.addr(0), 8, b.region.local_key())
+        };
+        // The same key may be another registration's where devices count by themselves.
+        if case == 1 && (is_real() || a.region.local_key() == b.region.local_key()) {
+            continue;
+        }
+        a.post(1, &SendOp::Write(b.address().memory), &[sge]);
+        let status = a.poll_one().status();
+        // SoftRoCE calls it an operation that the queue pair cannot do.
+        let fits = status == WcStatus::LocalProtection || is_real() && status == WcStatus::LocalOperation;
+        assert!(fits, "{status:?}");
+    }
+}
+
+#[test]
+fn a_receiver_that_is_not_ready_is_asked_again_and_given_up() {
+    let bed = Bed::new();
+    let (mut a, mut b) = (End::new(&bed.open(0), |_| {}), End::new(&bed.open(1), |_| {}));
+    (a.retries, b.retries) = ((7, 3), (7, 3));
+    a.connect(&b.address());
+    b.connect(&a.address());
+    fails(&a, &SendOp::Send, &[a.sge(0, 8)], WcStatus::ReceiverNotReady);
+
+    // With as many attempts as it takes, it waits until there is a receive.
+    let (mut a, mut b) = (End::new(&bed.open(0), |_| {}), End::new(&bed.open(1), |_| {}));
+    (a.retries, b.retries) = ((7, 7), (7, 7));
+    a.connect(&b.address());
+    b.connect(&a.address());
+    a.post(1, &SendOp::SendImm(4), &[a.sge(0, 8)]);
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    assert_eq!(a.cq.poll(&mut [Default::default(); 4]).unwrap(), 0);
+    b.receive(9, &[b.sge(0, 8)]);
+    assert!(a.poll_one().is_ok());
+    assert_eq!(b.poll_one().imm(), Some(4));
+}
+
+#[test]
+fn a_message_that_is_too_long_fails_at_both_ends() {
+    let bed = Bed::new();
+    let (a, b) = bed.connected();
+    b.receive(7, &[b.sge(0, 16)]);
+    a.post(1, &SendOp::Send, &[a.sge(0, 17)]);
+    assert_eq!(a.poll_one().status(), WcStatus::RemoteInvalidRequest);
+    let done = b.poll_one();
+    assert_eq!((done.wr_id(), done.status()), (7, WcStatus::LocalLength));
+}
+
+#[test]
+fn what_is_posted_comes_back_when_a_queue_pair_fails() {
+    let bed = Bed::new();
+    let (_a, b) = bed.connected();
+    let mut batch = RecvBatch::new(5, 5);
+    (0..5).for_each(|id| batch.push(id, &[b.sge(0, 8)]).unwrap());
+    // SAFETY: V3. The memory lives as long as the queue pair.
+    unsafe { b.qp.post_receive(&mut batch) }.unwrap();
+    b.qp.fail().unwrap();
+    let done = b.poll(5);
+    assert_eq!(done.iter().map(|done| done.wr_id()).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+    assert!(done.iter().all(|done| done.status() == WcStatus::Flushed));
+    b.post(8, &SendOp::Write(b.address().memory), &[b.sge(0, 8)]);
+    assert_eq!(b.poll_one().status(), WcStatus::Flushed);
+}
+
+#[test]
+fn a_queue_pair_that_is_gone_or_connected_otherwise_does_not_answer() {
+    let bed = Bed::new();
+    let (a, b) = bed.connected();
+    let to = b.address().memory;
+    b.qp.close().unwrap();
+    fails(&a, &SendOp::Write(to), &[a.sge(0, 8)], WcStatus::RetryExceeded);
+    assert_eq!(WcStatus::RetryExceeded.retry(), Retry::OnNewConnection);
+
+    // Numbers of packets that do not fit are not answered either.
+    let (a, b) = (End::new(&bed.open(0), |_| {}), End::new(&bed.open(1), |_| {}));
+    a.connect(&b.address());
+    let mut address = a.address();
+    address.psn += 1000;
+    b.connect(&address);
+    if !is_real() {
+        fails(&a, &SendOp::Write(b.address().memory), &[a.sge(0, 8)], WcStatus::RetryExceeded);
+    }
+}
+
+#[test]
+fn a_completion_queue_that_overruns_is_fatal() {
+    let Some(bed) = Bed::fake() else { return };
+    let context = bed.open(0);
+    let cq = CompletionQueue::new(&context, 4, None, 31).unwrap();
+    let (a, b) = (End::with_cq(&context, &cq, |_| {}), End::new(&bed.open(1), |_| {}));
+    a.connect(&b.address());
+    b.connect(&a.address());
+    for id in 0..5 {
+        a.post(id, &SendOp::Write(b.address().memory), &[a.sge(0, 8)]);
+    }
+    let first = a.event();
+    assert_eq!((first.kind, first.subject), (EventKind::CompletionQueueError, Subject::CompletionQueue(31)));
+    let second = a.event();
+    assert_eq!((second.kind, second.subject), (EventKind::QueuePairFatal, Subject::QueuePair(a.qp.number())));
+    assert_eq!(a.poll(4).len(), 4, "what was there before can be fetched");
+}
+
+#[test]
+fn a_port_that_flaps_tells_so_and_ends_what_was_under_way() {
+    let Some(bed) = Bed::fake() else { return };
+    let (a, b) = bed.connected();
+    bed.world().port_down(1);
+    let event = b.event();
+    assert_eq!((event.kind, event.subject), (EventKind::PortError, Subject::Port(1)));
+    assert_eq!(b.context.port_attr(PORT).unwrap().state, PortState::Down);
+    fails(&a, &SendOp::Write(b.address().memory), &[a.sge(0, 8)], WcStatus::RetryExceeded);
+    bed.world().port_up(1);
+    assert_eq!(b.event().kind, EventKind::PortActive);
+
+    // A short flap is bridged.
+    let (a, b) = bed.connected();
+    bed.world().set_patience(20_000);
+    bed.world().port_down(0);
+    a.post(1, &SendOp::Write(b.address().memory), &[a.sge(0, 8)]);
+    std::thread::sleep(std::time::Duration::from_millis(10));
+    bed.world().port_up(0);
+    assert!(a.poll_one().is_ok());
+}
+
+#[test]
+fn a_device_that_is_removed_completes_nothing_any_more() {
+    let Some(bed) = Bed::fake() else { return };
+    let (a, b) = bed.connected();
+    a.post(1, &SendOp::Write(b.address().memory), &[a.sge(0, 8)]);
+    bed.world().remove_device(0);
+    let event = a.event();
+    assert_eq!((event.kind, event.subject), (EventKind::DeviceFatal, Subject::Device));
+    assert_eq!(a.cq.poll(&mut [Default::default(); 4]).unwrap(), 0);
+    let mut batch = SendBatch::new(1, 1, 0);
+    batch.push(1, &SendOp::Send, SendFlags::SIGNALED, &[a.sge(0, 8)]).unwrap();
+    assert_eq!(a.post_batch(&mut batch).unwrap_err().error.errno, libc::EIO);
+    assert_eq!(bed.library.devices().unwrap().len(), 1);
+    drop((a, b));
+    bed.assert_empty();
+}
+
+#[test]
+fn faults_come_at_their_moment() {
+    let Some(bed) = Bed::fake() else { return };
+    for (fault, status) in [
+        (Fault::Lost, WcStatus::RetryExceeded),
+        (Fault::WrongKey, WcStatus::RemoteAccess),
+        (Fault::QpError, WcStatus::Flushed),
+        (Fault::Partial(1000), WcStatus::RetryExceeded),
+    ] {
+        let (a, b) = bed.connected();
+        bed.world().inject(0, 3, fault).unwrap();
+        let mut batch = SendBatch::new(6, 6, 0);
+        a.bytes.fill(0, &pattern(5, 6 * 4096));
+        b.bytes.fill(0, &[0; 6 * 4096]);
+        let to = b.address().memory;
+        for id in 0..6 {
+            let at = RemoteMemory::new(to.addr + id * 4096, to.key);
+            let from = a.sge(usize::try_from(id).unwrap() * 4096, 4096);
+            batch.push(id, &SendOp::Write(at), SendFlags::NONE, &[from]).unwrap();
+        }
+        a.post_batch(&mut batch).unwrap();
+        // Those before did not ask to be told of; of those that fail, each is told.
+        let done = a.poll(3);
+        let seen: Vec<_> = done.iter().map(|done| (done.wr_id(), done.status())).collect();
+        assert_eq!(seen, [(3, status), (4, WcStatus::Flushed), (5, WcStatus::Flushed)], "{fault:?}");
+        let arrived = 3 * 4096 + if fault == Fault::Partial(1000) { 1000 } else { 0 };
+        assert!(b.bytes.get(0, arrived) == pattern(5, arrived), "{fault:?}");
+        assert!(b.bytes.get(arrived, 6 * 4096 - arrived).iter().all(|byte| *byte == 0), "{fault:?}");
+    }
+    let (a, b) = bed.connected();
+    bed.world().inject(0, 0, Fault::Late(20)).unwrap();
+    a.post(1, &SendOp::Write(b.address().memory), &[a.sge(0, 8)]);
+    assert_eq!(a.cq.poll(&mut [Default::default(); 4]).unwrap(), 0, "late");
+    assert!(a.poll_one().is_ok());
+}
+
+#[test]
+fn addresses_have_to_fit() {
+    let Some(_) = Bed::fake() else { return };
+    let ip = |last| std::net::Ipv4Addr::new(10, 0, 0, last);
+    let mut far = DeviceConfig::new("far", ip(3));
+    far.wire = 7;
+    let world =
+        World::new(&[DeviceConfig::new("here", ip(1)), DeviceConfig::new("there", ip(2)), far]).unwrap();
+    let library = Library::open_at(world.library()).unwrap();
+    let here = verbs::open(&library, "here");
+
+    // Another wire: the way looks right, and nobody answers.
+    let (a, b) = (End::new(&here, |_| {}), End::new(&verbs::open(&library, "far"), |_| {}));
+    a.connect(&b.address());
+    b.connect(&a.address());
+    fails(&a, &SendOp::Write(b.address().memory), &[a.sge(0, 8)], WcStatus::RetryExceeded);
+
+    // An address of the other version of RoCE.
+    let (a, b) = (End::new(&here, |_| {}), End::new(&verbs::open(&library, "there"), |_| {}));
+    a.qp.init(&ToInit::new(PORT)).unwrap();
+    let mut to = a.to_receive(&b.address());
+    let mut route = to.route.global.unwrap();
+    route.from_index = 2;
+    to.route.global = Some(route);
+    a.qp.ready_to_receive(&to).unwrap();
+    a.qp.ready_to_send(&a.to_send()).unwrap();
+    b.connect(&a.address());
+    fails(&a, &SendOp::Write(b.address().memory), &[a.sge(0, 8)], WcStatus::RetryExceeded);
+
+    // On Ethernet there is no way by LID, and no packet above what the port takes.
+    let c = End::new(&here, |_| {});
+    c.qp.init(&ToInit::new(PORT)).unwrap();
+    let mut to = c.to_receive(&b.address());
+    to.route = transfer_sys::verbs::Route::by_lid(PORT, 5);
+    assert_eq!(c.qp.ready_to_receive(&to).unwrap_err().errno, libc::EINVAL);
+}
+
+#[test]
+fn limits_of_a_device_are_refused_when_they_are_exceeded() {
+    let bed = Bed::new();
+    let context = bed.open(0);
+    let attr = context.device_attr().unwrap();
+    let pd = ProtectionDomain::new(&context).unwrap();
+    let cq = CompletionQueue::new(&context, 8, None, 0).unwrap();
+    assert!(CompletionQueue::new(&context, attr.cq_entries_max + 1, None, 0).is_err());
+    let mut config = QpConfig::new(&cq);
+    config.caps.send_wrs = attr.qp_wrs_max + 1;
+    let error = QueuePair::new(&pd, config).unwrap_err();
+    assert!(error.op == "ibv_create_qp" && error.operands.contains("send_wrs"), "{error}");
+    let mut config = QpConfig::new(&cq);
+    config.caps.send_sges = attr.sges_max + 1;
+    assert!(QueuePair::new(&pd, config).is_err());
+    drop((pd, cq, context));
+    bed.assert_empty();
+}
+
+#[test]
+fn objects_may_be_dropped_in_any_order() {
+    let bed = Bed::new();
+    let (a, b) = bed.connected();
+    let (qp, region, cq, pd, context) = (a.qp, a.region, Arc::clone(&a.cq), Arc::clone(&a.pd), a.context);
+    drop((context, pd, a.pd));
+    drop((cq, a.cq));
+    drop(region);
+    drop(qp);
+    drop(b);
+    bed.assert_empty();
+    wait_for("nothing", || true);
+}
