@@ -8,8 +8,9 @@ use transfer_sys::verbs::sys;
 use crate::memory::{self, NotMoved, Ranges};
 use crate::provider::{Local, Provider, now};
 use crate::queues::{complete, fail, has_receive, next_receive, receive_failed, wc};
-use crate::shared::{Cqe, FaultKind, MRS, MWS, NONE, SEND_SGES, Shared};
+use crate::shared::{Cqe, FaultKind, NONE, SEND_SGES, Shared};
 use crate::states::not_ready_us;
+use crate::windows::{Binding, bind, invalidate};
 
 /// Bytes that are moved at once, after which everything is looked at again: a peer may fail in mid-message.
 const STEP_BYTES: u64 = 1 << 20;
@@ -47,17 +48,6 @@ pub(crate) struct Request {
     pub(crate) state: Attempt,
 }
 
-/// What a window is to be bound to.
-#[derive(Clone, Copy)]
-pub(crate) struct Binding {
-    pub(crate) window: u32,
-    pub(crate) key: u32,
-    pub(crate) region: u32,
-    pub(crate) addr: u64,
-    pub(crate) len: u64,
-    pub(crate) access: u32,
-}
-
 /// How far a work request is.
 #[derive(Default)]
 pub(crate) struct Attempt {
@@ -73,7 +63,7 @@ pub(crate) struct Attempt {
 }
 
 /// What became of an attempt.
-enum Step {
+pub(crate) enum Step {
     Done,
     More,
     Later(Duration),
@@ -408,45 +398,4 @@ fn not_ready(shared: &Shared, slot: u32, peer: u32, request: &mut Request) -> St
         request.state.not_ready += 1;
     }
     Step::Later(Duration::from_micros(not_ready_us(shared.qps[peer as usize].attr.min_rnr_timer)))
-}
-
-fn invalidate(shared: &mut Shared, slot: u32, key: u32) -> Step {
-    let window =
-        shared.mws.iter().position(|mw| mw.object.live && mw.bound && mw.key == key && mw.qp == slot);
-    let Some(window) = window else { return Step::Failed(sys::IBV_WC_LOC_QP_OP_ERR) };
-    unbind(shared, window);
-    Step::Done
-}
-
-/// Takes window `window` from what it is bound to.
-pub(crate) fn unbind(shared: &mut Shared, window: usize) {
-    let mw = &mut shared.mws[window];
-    if std::mem::take(&mut mw.bound) {
-        shared.mrs[mw.mr as usize].object.users -= 1;
-    }
-}
-
-fn bind(shared: &mut Shared, slot: u32, binding: Option<Binding>) -> Step {
-    const REFUSED: Step = Step::Failed(sys::IBV_WC_MW_BIND_ERR);
-    let Some(binding) = binding else { return REFUSED };
-    let (window, region) = (binding.window as usize, binding.region as usize);
-    if window >= MWS || region >= MRS {
-        return REFUSED;
-    }
-    let (mw, mr, pd) = (&shared.mws[window], &shared.mrs[region], shared.qps[slot as usize].pd);
-    let writes = binding.access & sys::IBV_ACCESS_REMOTE_WRITE != 0;
-    let known = mw.object.live && mr.object.live && mw.pd == pd && mr.pd == pd;
-    let allowed = mr.access & sys::IBV_ACCESS_MW_BIND != 0
-        && (!writes || mr.access & sys::IBV_ACCESS_LOCAL_WRITE != 0)
-        && mw.key >> 8 == binding.key >> 8;
-    let offset = binding.addr.checked_sub(mr.base);
-    let fits = offset.is_some_and(|offset| offset <= mr.len && binding.len <= mr.len - offset);
-    if !known || !allowed || !fits || mw.bound {
-        return REFUSED;
-    }
-    let Binding { key, addr: base, len, access, region: mr, .. } = binding;
-    let mw = &mut shared.mws[window];
-    *mw = crate::shared::Mw { bound: true, key, mr, qp: slot, base, len, access, ..*mw };
-    shared.mrs[region].object.users += 1;
-    Step::Done
 }

@@ -20,8 +20,9 @@
 //! | `shared` | the file: what hardware would know, and its lock |
 //! | `provider` | what this process has of it, and the thread that stands for its NIC |
 //! | `exports` | the symbols |
-//! | `objects`, `queues`, `states` | making and destroying, posting and polling, transitions of queue pairs |
-//! | `engine`, `memory` | carrying a work request out |
+//! | `objects`, `pairs`, `states` | making and destroying; queue pairs and their transitions |
+//! | `queues` | completions, events and receives |
+//! | `engine`, `memory`, `windows` | carrying a work request out |
 
 #![allow(
     clippy::multiple_unsafe_ops_per_block,
@@ -32,10 +33,12 @@ mod engine;
 mod exports;
 mod memory;
 mod objects;
+mod pairs;
 mod provider;
 mod queues;
 mod shared;
 mod states;
+mod windows;
 mod world;
 
 pub use world::{Counts, DeviceConfig, Fault, LinkKind, World};

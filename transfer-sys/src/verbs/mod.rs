@@ -24,7 +24,7 @@
 //! | `memory` | protection domains, registered memory, memory windows |
 //! | `cq`, `completion` | completion queues and what comes out of them |
 //! | `qp`, `srq` | queue pairs (RC) and shared receive queues |
-//! | `batch` | chains of work requests, built without allocation |
+//! | `op`, `batch` | what work requests do; chains of them, built without allocation |
 //!
 //! Thread safety: every object may be used by several threads at once; the library locks inside. Posting, polling
 //! and arming allocate nothing and make no system call with the usual providers.
@@ -38,6 +38,7 @@ mod event;
 mod gid;
 mod load;
 mod memory;
+mod op;
 mod port;
 mod qp;
 mod qp_attr;
@@ -59,7 +60,7 @@ mod srq;
 )]
 pub mod sys;
 
-pub use batch::{BatchFull, Bind, PostError, RecvBatch, RemoteMemory, SendBatch, SendFlags, SendOp, Sge};
+pub use batch::{BatchFull, PostError, RecvBatch, SendBatch};
 pub use completion::{Completion, Retry, WcOpcode, WcStatus};
 pub use context::{Context, Device, DeviceAttr};
 pub use cq::{CompletionChannel, CompletionQueue};
@@ -67,6 +68,7 @@ pub use event::{AsyncEvent, EventKind, Subject};
 pub use gid::{Gid, GidEntry, GidKind};
 pub use load::{Library, LoadError};
 pub use memory::{Access, LocalKey, MemoryRegion, MemoryWindow, ProtectionDomain, RemoteKey};
+pub use op::{Bind, RemoteMemory, SendFlags, SendOp, Sge};
 pub use port::{LinkLayer, Mtu, PortAttr, PortState};
 pub use qp::QueuePair;
 pub use qp_attr::{GlobalRoute, QpCaps, QpConfig, QpState, QpStatus, Route, ToInit, ToReceive, ToSend};

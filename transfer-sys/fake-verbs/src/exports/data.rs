@@ -5,11 +5,12 @@ use std::ffi::c_int;
 use transfer_sys::verbs::sys;
 
 use super::slot;
-use crate::engine::{Attempt, Binding, Request, SendQueue};
+use crate::engine::{Attempt, Request, SendQueue};
 use crate::objects::place;
 use crate::provider::provider;
 use crate::queues::{flush_receives, post};
 use crate::shared::{Armed, NONE, RECEIVE_SGES, Receive, SEND_SGES};
+use crate::windows::Binding;
 
 const EMPTY: sys::ibv_sge = sys::ibv_sge { addr: 0, length: 0, lkey: 0 };
 
