@@ -14,13 +14,12 @@ mod verbs;
 
 use std::sync::Arc;
 
-use fake_verbs::{DeviceConfig, Fault, World};
+use fake_verbs::{DeviceConfig, World};
 use transfer_sys::verbs::{
-    Access, CompletionQueue, EventKind, Library, MemoryRegion, PortState, ProtectionDomain, QpConfig,
-    QpState, QueuePair, RecvBatch, RemoteKey, RemoteMemory, Retry, SendBatch, SendFlags, SendOp, Sge,
-    Subject, ToInit, WcStatus,
+    Access, CompletionQueue, EventKind, Library, MemoryRegion, ProtectionDomain, QpConfig, QpState,
+    QueuePair, RecvBatch, RemoteKey, RemoteMemory, Retry, SendOp, Sge, Subject, ToInit, WcStatus,
 };
-use verbs::{BYTES, Bed, End, Memory, PORT, is_real, pattern, wait_for};
+use verbs::{BYTES, Bed, End, Memory, PORT, is_real};
 
 /// Posts `op`, and one more behind it: the first has to fail as `status`, and the second is flushed.
 fn fails(a: &End, op: &SendOp<'_>, sges: &[Sge], status: WcStatus) {
@@ -121,14 +120,14 @@ fn local_ranges_are_checked_as_well() {
 fn a_receiver_that_is_not_ready_is_asked_again_and_given_up() {
     let bed = Bed::new();
     let (mut a, mut b) = (End::new(&bed.open(0), |_| {}), End::new(&bed.open(1), |_| {}));
-    (a.retries, b.retries) = ((7, 3), (7, 3));
+    (a.retries, b.retries) = ((6, 3), (6, 3));
     a.connect(&b.address());
     b.connect(&a.address());
     fails(&a, &SendOp::Send, &[a.sge(0, 8)], WcStatus::ReceiverNotReady);
 
     // With as many attempts as it takes, it waits until there is a receive.
     let (mut a, mut b) = (End::new(&bed.open(0), |_| {}), End::new(&bed.open(1), |_| {}));
-    (a.retries, b.retries) = ((7, 7), (7, 7));
+    (a.retries, b.retries) = ((6, 7), (6, 7));
     a.connect(&b.address());
     b.connect(&a.address());
     a.post(1, &SendOp::SendImm(4), &[a.sge(0, 8)]);
@@ -145,9 +144,16 @@ fn a_message_that_is_too_long_fails_at_both_ends() {
     let (a, b) = bed.connected();
     b.receive(7, &[b.sge(0, 16)]);
     a.post(1, &SendOp::Send, &[a.sge(0, 17)]);
-    assert_eq!(a.poll_one().status(), WcStatus::RemoteInvalidRequest);
+    // SoftRoCE calls it a failed operation at both ends.
+    let status = a.poll_one().status();
+    let (sender, receiver) = if is_real() {
+        (WcStatus::RemoteOperation, WcStatus::LocalOperation)
+    } else {
+        (WcStatus::RemoteInvalidRequest, WcStatus::LocalLength)
+    };
+    assert_eq!(status, sender);
     let done = b.poll_one();
-    assert_eq!((done.wr_id(), done.status()), (7, WcStatus::LocalLength));
+    assert_eq!((done.wr_id(), done.status()), (7, receiver));
 }
 
 #[test]
@@ -202,81 +208,6 @@ fn a_completion_queue_that_overruns_is_fatal() {
     let second = a.event();
     assert_eq!((second.kind, second.subject), (EventKind::QueuePairFatal, Subject::QueuePair(a.qp.number())));
     assert_eq!(a.poll(4).len(), 4, "what was there before can be fetched");
-}
-
-#[test]
-fn a_port_that_flaps_tells_so_and_ends_what_was_under_way() {
-    let Some(bed) = Bed::fake() else { return };
-    let (a, b) = bed.connected();
-    bed.world().port_down(1);
-    let event = b.event();
-    assert_eq!((event.kind, event.subject), (EventKind::PortError, Subject::Port(1)));
-    assert_eq!(b.context.port_attr(PORT).unwrap().state, PortState::Down);
-    fails(&a, &SendOp::Write(b.address().memory), &[a.sge(0, 8)], WcStatus::RetryExceeded);
-    bed.world().port_up(1);
-    assert_eq!(b.event().kind, EventKind::PortActive);
-
-    // A short flap is bridged.
-    let (a, b) = bed.connected();
-    bed.world().set_patience(20_000);
-    bed.world().port_down(0);
-    a.post(1, &SendOp::Write(b.address().memory), &[a.sge(0, 8)]);
-    std::thread::sleep(std::time::Duration::from_millis(10));
-    bed.world().port_up(0);
-    assert!(a.poll_one().is_ok());
-}
-
-#[test]
-fn a_device_that_is_removed_completes_nothing_any_more() {
-    let Some(bed) = Bed::fake() else { return };
-    let (a, b) = bed.connected();
-    a.post(1, &SendOp::Write(b.address().memory), &[a.sge(0, 8)]);
-    bed.world().remove_device(0);
-    let event = a.event();
-    assert_eq!((event.kind, event.subject), (EventKind::DeviceFatal, Subject::Device));
-    assert_eq!(a.cq.poll(&mut [Default::default(); 4]).unwrap(), 0);
-    let mut batch = SendBatch::new(1, 1, 0);
-    batch.push(1, &SendOp::Send, SendFlags::SIGNALED, &[a.sge(0, 8)]).unwrap();
-    assert_eq!(a.post_batch(&mut batch).unwrap_err().error.errno, libc::EIO);
-    assert_eq!(bed.library.devices().unwrap().len(), 1);
-    drop((a, b));
-    bed.assert_empty();
-}
-
-#[test]
-fn faults_come_at_their_moment() {
-    let Some(bed) = Bed::fake() else { return };
-    for (fault, status) in [
-        (Fault::Lost, WcStatus::RetryExceeded),
-        (Fault::WrongKey, WcStatus::RemoteAccess),
-        (Fault::QpError, WcStatus::Flushed),
-        (Fault::Partial(1000), WcStatus::RetryExceeded),
-    ] {
-        let (a, b) = bed.connected();
-        bed.world().inject(0, 3, fault).unwrap();
-        let mut batch = SendBatch::new(6, 6, 0);
-        a.bytes.fill(0, &pattern(5, 6 * 4096));
-        b.bytes.fill(0, &[0; 6 * 4096]);
-        let to = b.address().memory;
-        for id in 0..6 {
-            let at = RemoteMemory::new(to.addr + id * 4096, to.key);
-            let from = a.sge(usize::try_from(id).unwrap() * 4096, 4096);
-            batch.push(id, &SendOp::Write(at), SendFlags::NONE, &[from]).unwrap();
-        }
-        a.post_batch(&mut batch).unwrap();
-        // Those before did not ask to be told of; of those that fail, each is told.
-        let done = a.poll(3);
-        let seen: Vec<_> = done.iter().map(|done| (done.wr_id(), done.status())).collect();
-        assert_eq!(seen, [(3, status), (4, WcStatus::Flushed), (5, WcStatus::Flushed)], "{fault:?}");
-        let arrived = 3 * 4096 + if fault == Fault::Partial(1000) { 1000 } else { 0 };
-        assert!(b.bytes.get(0, arrived) == pattern(5, arrived), "{fault:?}");
-        assert!(b.bytes.get(arrived, 6 * 4096 - arrived).iter().all(|byte| *byte == 0), "{fault:?}");
-    }
-    let (a, b) = bed.connected();
-    bed.world().inject(0, 0, Fault::Late(20)).unwrap();
-    a.post(1, &SendOp::Write(b.address().memory), &[a.sge(0, 8)]);
-    assert_eq!(a.cq.poll(&mut [Default::default(); 4]).unwrap(), 0, "late");
-    assert!(a.poll_one().is_ok());
 }
 
 #[test]
@@ -346,5 +277,4 @@ fn objects_may_be_dropped_in_any_order() {
     drop(qp);
     drop(b);
     bed.assert_empty();
-    wait_for("nothing", || true);
 }

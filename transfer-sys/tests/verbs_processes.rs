@@ -29,7 +29,8 @@ fn target() {
     let library = verbs::library(library);
     let end = End::new(&verbs::open(&library, device), |_| {});
     println!("> {}", to_line(&end.address()));
-    end.connect(&from_line(&lines.next().unwrap()));
+    let peer = from_line(&lines.next().unwrap());
+    end.connect(&peer);
     end.receive(1, &[]);
     end.receive(2, &[end.sge(500_000, 4096)]);
     println!("> ready");
@@ -48,6 +49,13 @@ fn target() {
             ["fill", seed] => {
                 end.bytes.fill(0, &pattern(seed.parse().unwrap(), 100_000));
                 println!("> filled");
+            }
+            ["write"] => {
+                println!("> writing");
+                loop {
+                    end.post(1, &SendOp::Write(peer.memory), &[end.sge(0, 4096)]);
+                    assert!(end.poll_one().is_ok());
+                }
             }
             ["flushed"] => {
                 let done = end.poll_one();
@@ -141,10 +149,6 @@ fn bytes_and_numbers_cross_to_another_process() {
 
 #[test]
 fn a_stopped_process_is_written_to_all_the_same() {
-    if is_real() {
-        println!("SKIPPED: SoftRoCE needs the kernel only, which is not to be shown here");
-        return;
-    }
     let bed = Bed::new();
     let (mut target, end, to) = connected(&bed);
     let pid = i32::try_from(target.process.id()).unwrap();
@@ -170,6 +174,27 @@ fn a_killed_process_does_not_answer() {
     assert_eq!((done[0].wr_id(), done[0].status()), (1, WcStatus::RetryExceeded));
     assert_eq!((done[1].wr_id(), done[1].status()), (2, WcStatus::Flushed));
     drop(end);
+    bed.assert_empty();
+}
+
+#[test]
+fn a_process_that_is_killed_while_it_writes_harms_nobody_else() {
+    let bed = Bed::new();
+    let (a, b) = bed.connected();
+    for round in 0..8_u64 {
+        let (mut target, end, _) = connected(&bed);
+        assert_eq!(target.ask("write"), "writing");
+        for id in 0..round * 20 {
+            a.post(id, &SendOp::Write(b.address().memory), &[a.sge(0, 64)]);
+            assert!(a.poll_one().is_ok());
+        }
+        target.process.kill().unwrap();
+        target.process.wait().unwrap();
+        a.post(99, &SendOp::Write(b.address().memory), &[a.sge(0, 64)]);
+        assert!(a.poll_one().is_ok());
+        drop(end);
+    }
+    drop((a, b));
     bed.assert_empty();
 }
 

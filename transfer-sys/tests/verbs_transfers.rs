@@ -12,15 +12,13 @@
 
 mod verbs;
 
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 use transfer_sys::verbs::{
-    Access, Bind, CompletionChannel, CompletionQueue, EventKind, MemoryRegion, MemoryWindow, PortState,
-    ProtectionDomain, QpState, RecvBatch, RemoteMemory, SendBatch, SendFlags, SendOp, Sge,
-    SharedReceiveQueue, Subject, WcOpcode, WcStatus,
+    Access, Bind, MemoryRegion, MemoryWindow, PortState, QpState, RemoteMemory, SendBatch, SendFlags, SendOp,
+    Sge, WcOpcode, WcStatus,
 };
-use verbs::{ALL, Bed, End, Memory, PORT, is_real, pattern, wait_for};
+use verbs::{ALL, Bed, End, Memory, PORT, is_real, pattern};
 
 #[test]
 fn a_device_says_what_it_is() {
@@ -147,92 +145,6 @@ fn inline_bytes_need_no_registration_and_may_change_at_once() {
 }
 
 #[test]
-fn chains_of_a_thousand_complete_by_their_last() {
-    let bed = Bed::new();
-    let (a, b) = bed.connected();
-    let to = b.address().memory;
-    let mut batch = SendBatch::new(1000, 1000, 0);
-    for round in 0..5_usize {
-        a.bytes.fill(0, &pattern(round, 64_000));
-        batch.clear();
-        for index in 0..1000 {
-            // Pages in reverse order; every hundredth completes.
-            let flags = if index % 100 == 99 { SendFlags::SIGNALED } else { SendFlags::NONE };
-            let at = RemoteMemory::new(to.addr + (999 - index) * 64, to.key);
-            let from = a.sge(usize::try_from(index).unwrap() * 64, 64);
-            batch.push(index, &SendOp::Write(at), flags, &[from]).unwrap();
-        }
-        a.post_batch(&mut batch).unwrap();
-        let done: Vec<u64> = a
-            .poll(10)
-            .iter()
-            .map(|done| {
-                assert!(done.is_ok(), "{done:?}");
-                done.wr_id()
-            })
-            .collect();
-        assert_eq!(done, (0..10).map(|hundred| hundred * 100 + 99).collect::<Vec<_>>());
-        let expected: Vec<u8> = pattern(round, 64_000).chunks(64).rev().flatten().copied().collect();
-        assert!(b.bytes.get(0, 64_000) == expected, "round {round}");
-    }
-}
-
-#[test]
-fn a_full_queue_says_how_much_of_a_chain_was_taken() {
-    let Some(bed) = Bed::fake() else { return };
-    let (a, b) = bed.connected();
-    let to = b.address().memory;
-    let capacity = a.qp.caps().send_wrs as usize;
-    let mut batch = SendBatch::new(capacity + 5, capacity + 5, 0);
-    for index in 0..capacity + 5 {
-        batch.push(index as u64, &SendOp::Write(to), SendFlags::NONE, &[a.sge(0, 1)]).unwrap();
-    }
-    // Nothing of it was told to complete, so nothing ever frees a place: as on hardware.
-    let error = a.post_batch(&mut batch).unwrap_err();
-    assert_eq!((error.posted, error.error.errno), (capacity, libc::ENOMEM), "{error}");
-    assert_eq!(a.post_batch(&mut batch).unwrap_err().posted, 0);
-}
-
-#[test]
-fn a_shared_queue_feeds_several_queue_pairs_and_tells_when_it_runs_dry() {
-    let bed = Bed::new();
-    let (left, right) = (bed.open(0), bed.open(1));
-    let senders = [End::new(&left, |_| {}), End::new(&left, |_| {})];
-    let pd = ProtectionDomain::new(&right).unwrap();
-    let srq = SharedReceiveQueue::new(&pd, 16, 1, 42).unwrap();
-    let cq = CompletionQueue::new(&right, 64, None, 2).unwrap();
-    let receivers =
-        [0, 1].map(|_| End::in_domain(&right, &pd, &cq, |config| config.srq = Some(Arc::clone(&srq))));
-    for (sender, receiver) in senders.iter().zip(&receivers) {
-        sender.connect(&receiver.address());
-        receiver.connect(&sender.address());
-    }
-    let mut batch = RecvBatch::new(4, 4);
-    for id in 0..4 {
-        let at = usize::try_from(id).unwrap() * 100;
-        batch.push(id, &[receivers[0].sge(at, 100)]).unwrap();
-    }
-    // SAFETY: V3. The memory lives as long as the queue.
-    unsafe { srq.post_receive(&mut batch) }.unwrap();
-    srq.set_limit(2).unwrap();
-    for (index, sender) in [0, 1, 0].map(|index| (index, &senders[index])) {
-        sender.bytes.fill(0, &pattern(index, 100));
-        sender.post(1, &SendOp::Send, &[sender.sge(0, 100)]);
-        assert!(sender.poll_one().is_ok());
-    }
-    let done = verbs::poll(&cq, 3);
-    let numbers: Vec<u32> = done.iter().map(transfer_sys::verbs::Completion::qp_num).collect();
-    let [first, second] = [0, 1].map(|index: usize| receivers[index].qp.number());
-    assert_eq!(numbers, [first, second, first]);
-    assert_eq!(receivers[0].bytes.get(100, 100), pattern(1, 100));
-    let event = receivers[0].event();
-    assert_eq!((event.kind, event.subject), (EventKind::ReceiveQueueLimit, Subject::SharedReceiveQueue(42)));
-    drop((senders, receivers, srq, cq, pd));
-    drop((left, right));
-    bed.assert_empty();
-}
-
-#[test]
 fn a_window_gives_access_until_it_is_taken_back() {
     let bed = Bed::new();
     let (a, b) = bed.connected();
@@ -276,42 +188,20 @@ fn a_registration_with_a_window_cannot_end() {
 }
 
 #[test]
-fn a_channel_wakes_once_for_each_time_it_was_asked_to() {
-    let bed = Bed::new();
-    let (left, right) = (bed.open(0), bed.open(1));
-    let channel = CompletionChannel::new(&right).unwrap();
-    let cq = CompletionQueue::new(&right, 64, Some(&channel), 99).unwrap();
-    let (a, b) = (End::new(&left, |_| {}), End::with_cq(&right, &cq, |_| {}));
-    a.connect(&b.address());
-    b.connect(&a.address());
-    for round in 0..3 {
-        b.receive(round, &[]);
-        cq.request_event(false).unwrap();
-        assert_eq!(channel.poll_event().unwrap(), None);
-        a.post(round, &SendOp::WriteImm(b.address().memory, 1), &[a.sge(0, 1)]);
-        let mut poll = libc::pollfd { fd: channel.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid pollfd.
-        assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 30_000) }, 1);
-        assert_eq!(channel.poll_event().unwrap(), Some(99));
-        assert_eq!(channel.poll_event().unwrap(), None);
-        assert_eq!(b.poll_one().wr_id(), round);
-        assert!(a.poll_one().is_ok());
-    }
-    drop((a, b, cq, channel, left, right));
-    bed.assert_empty();
-}
-
-#[test]
 fn a_registration_may_have_a_base_of_its_own() {
     let bed = Bed::new();
     let (a, b) = bed.connected();
     let memory = Memory::new(8192);
     let access = ALL() | Access::RELAXED;
+    let base = 0x4000_0000 + memory.addr(0) % 4096;
     // SAFETY: V3. The memory lives until the end of this test.
-    let region = unsafe { MemoryRegion::register_at(&b.pd, memory.range(), 0x4000_0000, access) }.unwrap();
+    let region = unsafe { MemoryRegion::register_at(&b.pd, memory.range(), base, access) }.unwrap();
+    // SAFETY: V3. Refused.
+    let refused = unsafe { MemoryRegion::register_at(&b.pd, memory.range(), base + 8, access) };
+    assert_eq!(refused.unwrap_err().errno, libc::EINVAL, "the kernel maps whole pages");
     assert!(region.is_relaxed());
     a.bytes.fill(0, b"based");
-    a.post(1, &SendOp::Write(RemoteMemory::new(0x4000_0007, region.remote_key())), &[a.sge(0, 5)]);
+    a.post(1, &SendOp::Write(RemoteMemory::new(base + 7, region.remote_key())), &[a.sge(0, 5)]);
     assert!(a.poll_one().is_ok());
     assert_eq!(memory.get(7, 5), b"based");
     drop(region);
@@ -352,7 +242,8 @@ fn states_are_gone_through_in_order() {
     assert_eq!(a.qp.ready_to_send(&a.to_send()).unwrap_err().errno, libc::EINVAL);
     let mut batch = SendBatch::new(1, 1, 0);
     batch.push(1, &SendOp::Send, SendFlags::SIGNALED, &[a.sge(0, 1)]).unwrap();
-    assert!(a.post_batch(&mut batch).is_err(), "nothing can be sent yet");
+    // SoftRoCE refuses it as well, but keeps it in the queue, and sends it when it can.
+    assert!(is_real() || a.post_batch(&mut batch).is_err(), "nothing can be sent yet");
     a.connect(&b.address());
     let status = a.qp.query().unwrap();
     assert_eq!((status.state, status.peer_qp), (QpState::Sending, b.qp.number()));
@@ -362,7 +253,7 @@ fn states_are_gone_through_in_order() {
     a.connect(&b.address());
     b.connect(&a.address());
     a.post(1, &SendOp::Write(b.address().memory), &[Sge::new(a.bytes.addr(0), 4, a.region.local_key())]);
-    assert!(a.poll_one().is_ok(), "a queue pair can be used anew");
+    let done = a.poll_one();
+    assert!(done.is_ok(), "a queue pair can be used anew: {done:?}");
     a.qp.close().unwrap();
-    wait_for("the end", || true);
 }

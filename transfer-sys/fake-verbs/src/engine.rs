@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use transfer_sys::verbs::sys;
 
 use crate::memory::{self, NotMoved, Ranges};
+use crate::pairs::pair_slot;
 use crate::provider::{Local, Provider, now};
-use crate::queues::{complete, fail, has_receive, next_receive, receive_failed, wc};
+use crate::queues::{Wire, complete, fail, has_receive, next_receive, receive_failed, wc};
 use crate::shared::{Cqe, FaultKind, NONE, SEND_SGES, Shared};
 use crate::states::not_ready_us;
 use crate::windows::{Binding, bind, invalidate};
@@ -189,11 +190,13 @@ impl Provider {
         let attr = &shared.qps[slot as usize].attr;
         let each = Duration::from_nanos(4096 << attr.timeout.min(31));
         let patience = Duration::from_millis(shared.patience_ms);
-        let all = if attr.timeout == 0 { Duration::MAX } else { each * (u32::from(attr.retry_cnt) + 1) };
+        // SoftRoCE takes seven as for ever.
+        let for_ever = attr.timeout == 0 || attr.retry_cnt == 7;
+        let all = each * (u32::from(attr.retry_cnt) + 1);
         let time = now();
         let give_up = match request.state.give_up {
             Some(give_up) => give_up,
-            None if all == Duration::MAX => return Step::Later(ASK_AGAIN),
+            None if for_ever => return Step::Later(ASK_AGAIN),
             None => *request.state.give_up.insert(time + all.min(patience)),
         };
         if time >= give_up {
@@ -229,7 +232,8 @@ impl Provider {
         let end = request.state.stop_at.unwrap_or(request.len).min(request.len);
         let bytes = (end - request.state.done).min(STEP_BYTES);
         if bytes > 0 {
-            let (at, count) = (to_usize(request.state.done), to_usize(bytes));
+            let size = |value| usize::try_from(value).unwrap_or(usize::MAX);
+            let (at, count) = (size(request.state.done), size(bytes));
             let parts = (&here.part(at, count), &there.part(at, count));
             match memory::copy(shared, local, (self.me, owner), parts, !reads) {
                 Ok(()) => request.state.done += bytes,
@@ -304,17 +308,8 @@ impl Provider {
     }
 }
 
-fn to_usize(value: u64) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
-}
-
 /// The fault whose moment this work request is.
-fn strike(
-    shared: &mut Shared,
-    wire: &crate::queues::Wire<'_>,
-    slot: u32,
-    request: &mut Request,
-) -> Option<Step> {
+fn strike(shared: &mut Shared, wire: &Wire<'_>, slot: u32, request: &mut Request) -> Option<Step> {
     if shared.fault_count == 0 {
         return None;
     }
@@ -357,7 +352,10 @@ fn strike(
 /// The peer's queue pair, if packets of queue pair `slot` get there and are taken.
 fn reachable(shared: &Shared, slot: u32) -> Option<u32> {
     let qp = &shared.qps[slot as usize];
-    let peer = shared.qps.iter().position(|peer| peer.object.live && peer.number == qp.attr.dest_qp_num)?;
+    let peer = pair_slot(qp.attr.dest_qp_num);
+    if !shared.qps[peer].object.live || shared.qps[peer].number != qp.attr.dest_qp_num {
+        return None;
+    }
     let target = &shared.qps[peer];
     let (from, to) =
         (&shared.devices[qp.object.device as usize], &shared.devices[target.object.device as usize]);

@@ -70,6 +70,11 @@ fn slot(key: u32) -> usize {
     (key >> 8 & 0x1fff) as usize
 }
 
+/// The slot of the window that a key names.
+pub(crate) fn window_slot(key: u32) -> Option<usize> {
+    slot(key).checked_sub(MRS)
+}
+
 fn inside(addr: u64, len: u64, base: u64, of: u64) -> bool {
     addr >= base && addr - base <= of && len <= of - (addr - base)
 }
@@ -111,7 +116,7 @@ pub(crate) fn remote(
         let mr = registration(shared, key)?;
         (mr.access & access == access && mr.pd == target.pd).then_some(mr)?
     } else {
-        let mw = shared.mws.get(slot(key) - MRS)?;
+        let mw = shared.mws.get(window_slot(key)?)?;
         let valid = mw.object.live && mw.bound && mw.key == key && mw.qp == qp && mw.pd == target.pd;
         if !valid || mw.access & access != access || !inside(addr, len, mw.base, mw.len) {
             return None;

@@ -85,6 +85,11 @@ impl Provider {
         if access & !ACCESS != 0 || len == 0 || writes && access & sys::IBV_ACCESS_LOCAL_WRITE == 0 {
             return Err(libc::EINVAL);
         }
+        // The kernel maps whole pages.
+        let (Source::Address(place) | Source::Descriptor(_, place)) = *source;
+        if base.is_some_and(|base| base % 4096 != place % 4096) {
+            return Err(libc::EINVAL);
+        }
         let (addr, mapped) = match *source {
             Source::Address(addr) => {
                 is_mapped(addr, len, access & sys::IBV_ACCESS_LOCAL_WRITE != 0)?;

@@ -7,9 +7,16 @@ use crate::engine::SendQueue;
 use crate::objects::{Made, place, receive_queue, release};
 use crate::provider::Provider;
 use crate::queues::flush_receives;
-use crate::shared::{INLINE_BYTES, NONE, Object, QUEUE_WRS, Qp, READS, SEND_SGES, Shared};
+use crate::shared::{INLINE_BYTES, NONE, Object, QPS, QUEUE_WRS, Qp, READS, SEND_SGES, Shared};
 use crate::states::is_legal;
 use crate::windows::unbind;
+
+/// The slot of the queue pair with that number: 15 bits of generation, a one, and the slot.
+pub(crate) fn pair_slot(number: u32) -> usize {
+    (number & 0xff) as usize
+}
+
+const _: () = assert!(QPS == 256);
 
 impl Provider {
     /// Slot and number of a new queue pair between completion queues.
@@ -39,7 +46,6 @@ impl Provider {
         }
         let slot = Object::claim(&mut shared.qps, |qp| &mut qp.object, like).ok_or(libc::ENOMEM)?;
         let object = shared.qps[slot as usize].object;
-        // 24 bits: generation, a one, slot.
         let number = (object.generation & 0x7fff) << 9 | 0x100 | slot;
         let attr = zeroed_attr(sys::IBV_QPS_RESET, init.cap);
         shared.qps[slot as usize] =

@@ -3,6 +3,7 @@
 use transfer_sys::verbs::sys;
 
 use crate::engine::Step;
+use crate::memory::window_slot;
 use crate::shared::{MRS, MWS, Mw, Shared};
 
 /// What a window is to be bound to.
@@ -18,8 +19,8 @@ pub(crate) struct Binding {
 
 /// Takes back the key of a window of queue pair `slot`.
 pub(crate) fn invalidate(shared: &mut Shared, slot: u32, key: u32) -> Step {
-    let window =
-        shared.mws.iter().position(|mw| mw.object.live && mw.bound && mw.key == key && mw.qp == slot);
+    let named = |mw: &Mw| mw.object.live && mw.bound && mw.key == key && mw.qp == slot;
+    let window = window_slot(key).filter(|window| shared.mws.get(*window).is_some_and(named));
     let Some(window) = window else { return Step::Failed(sys::IBV_WC_LOC_QP_OP_ERR) };
     unbind(shared, window);
     Step::Done

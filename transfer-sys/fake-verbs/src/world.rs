@@ -217,6 +217,13 @@ impl World {
         Ok(())
     }
 
+    /// Forgets faults whose moment has not come.
+    pub fn clear_faults(&self) {
+        let mut shared = self.map.lock();
+        shared.faults.iter_mut().for_each(|entry| entry.kind = FaultKind::None);
+        shared.fault_count = 0;
+    }
+
     /// How long, at most, a queue pair waits for an answer with all its attempts.
     pub fn set_patience(&self, milliseconds: u64) {
         self.map.lock().patience_ms = milliseconds;

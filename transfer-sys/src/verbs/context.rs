@@ -278,8 +278,8 @@ impl Context {
         port: u8,
     ) -> OsResult<Vec<GidEntry>> {
         const ENTRY: usize = size_of::<sys::ibv_gid_entry>();
-        /// More than any device has over all its ports.
-        const ENTRIES_MAX: usize = 4096;
+        /// The kernel's interface has 16 bits for the size of the answer.
+        const ENTRIES_MAX: usize = u16::MAX as usize / ENTRY;
         let mut entries = Vec::<sys::ibv_gid_entry>::with_capacity(ENTRIES_MAX);
         // SAFETY: V1. Room for that many entries of that size.
         let count = unsafe { query(self.raw.as_ptr(), entries.as_mut_ptr(), ENTRIES_MAX, 0, ENTRY) };

@@ -156,10 +156,10 @@ impl MemoryRegion {
         unsafe { Self::register_at(pd, range, base, access) }
     }
 
-    /// The same; work requests name its first byte by `base`.
+    /// The same; work requests name its first byte by `base`, which lies as far into a page as the memory does.
     ///
     /// # Errors
-    /// As [`MemoryRegion::register`]; EOPNOTSUPP where the library is too old for another base.
+    /// As [`MemoryRegion::register`]; EINVAL for another place in a page, EOPNOTSUPP where the library is too old.
     ///
     /// # Safety
     /// As [`MemoryRegion::register`].
@@ -195,7 +195,7 @@ impl MemoryRegion {
     }
 
     /// Registers `len` bytes from `offset` of a dma-buf, the memory of another device. Work requests name its first
-    /// byte by `base`.
+    /// byte by `base`, which lies as far into a page as `offset` does.
     ///
     /// # Errors
     /// [`OsError`] of ibv_reg_dmabuf_mr: EOPNOTSUPP where library, driver or kernel cannot, EINVAL where it is no

@@ -225,7 +225,7 @@ pub struct ToSend {
     pub psn: u32,
     /// How long an answer may take: 4.096 µs times two to the power of this; 0 is for ever.
     pub timeout: u8,
-    /// How often a packet without an answer is sent again, at most 7.
+    /// How often a packet without an answer is sent again, at most 7, which some devices take as for ever.
     pub retries: u8,
     /// How often a peer that has nothing to receive with is asked again; 7 is for ever.
     pub not_ready_retries: u8,
@@ -234,11 +234,11 @@ pub struct ToSend {
 }
 
 impl ToSend {
-    /// With `psn` as the first packet's number; 67 ms for an answer, seven more attempts of each kind but for a peer
-    /// that is not ready, who gets six, so that nothing waits for ever.
+    /// With `psn` as the first packet's number; 67 ms for an answer, six more attempts of each kind: seven would be
+    /// for ever where a peer is not ready, and on SoftRoCE also where it does not answer.
     #[must_use]
     pub fn new(psn: u32) -> Self {
-        Self { psn, timeout: 14, retries: 7, not_ready_retries: 6, reads: 1 }
+        Self { psn, timeout: 14, retries: 6, not_ready_retries: 6, reads: 1 }
     }
 
     pub(super) fn apply(&self, attr: &mut sys::ibv_qp_attr) -> u32 {

@@ -199,7 +199,7 @@ impl End {
         let qp = QueuePair::new(pd, config).unwrap();
         let psn = 0x1234;
         let (pd, cq, context) = (Arc::clone(pd), Arc::clone(cq), Arc::clone(context));
-        Self { qp, region, cq, pd, context, bytes, psn, retries: (7, 6) }
+        Self { qp, region, cq, pd, context, bytes, psn, retries: (6, 6) }
     }
 
     pub fn address(&self) -> Address {

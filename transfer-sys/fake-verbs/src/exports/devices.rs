@@ -237,9 +237,13 @@ pub unsafe extern "C" fn _ibv_query_gid_table(
     entries: *mut sys::ibv_gid_entry,
     room: usize,
     _flags: u32,
-    _size: usize,
+    size: usize,
 ) -> isize {
     let result = with_device(context, |_, device| {
+        // The kernel's interface has 16 bits for the size of the answer.
+        if size != size_of::<sys::ibv_gid_entry>() || room * size > u16::MAX.into() {
+            return Err(libc::EINVAL);
+        }
         let used = (0..).zip(&device.gids).filter(|(_, gid)| gid.used);
         let mut count = 0;
         for (index, gid) in used.take(room) {
