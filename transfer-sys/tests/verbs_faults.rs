@@ -14,10 +14,11 @@ mod verbs;
 
 use std::sync::Arc;
 
-use fake_verbs::{DeviceConfig, World};
+use fake_verbs::{DeviceConfig, LinkKind, World};
 use transfer_sys::verbs::{
-    Access, CompletionQueue, EventKind, Library, MemoryRegion, ProtectionDomain, QpConfig, QpState,
-    QueuePair, RecvBatch, RemoteKey, RemoteMemory, Retry, SendOp, Sge, Subject, ToInit, WcStatus,
+    Access, CompletionQueue, EventKind, Library, LinkLayer, MemoryRegion, MemoryWindow, ProtectionDomain,
+    QpConfig, QpState, QueuePair, RecvBatch, RemoteKey, RemoteMemory, Retry, Route, SendOp, Sge, Subject,
+    ToInit, ToReceive, WcStatus,
 };
 use verbs::{BYTES, Bed, End, Memory, PORT, is_real};
 
@@ -243,8 +244,42 @@ fn addresses_have_to_fit() {
     let c = End::new(&here, |_| {});
     c.qp.init(&ToInit::new(PORT)).unwrap();
     let mut to = c.to_receive(&b.address());
-    to.route = transfer_sys::verbs::Route::by_lid(PORT, 5);
+    to.route = Route::by_lid(PORT, 5);
     assert_eq!(c.qp.ready_to_receive(&to).unwrap_err().errno, libc::EINVAL);
+}
+
+#[test]
+fn ports_of_infiniband_are_reached_by_lid() {
+    let Some(_) = Bed::fake() else { return };
+    let device = |name, lid| {
+        let mut device = DeviceConfig::new(name, std::net::Ipv4Addr::UNSPECIFIED);
+        (device.link, device.lid, device.windows) = (LinkKind::Infiniband, lid, false);
+        device
+    };
+    let world = World::new(&[device("ib0", 17), device("ib1", 18)]).unwrap();
+    let library = Library::open_at(world.library()).unwrap();
+    let [a, b] = ["ib0", "ib1"].map(|name| End::new(&verbs::open(&library, name), |_| {}));
+    for (end, peer) in [(&a, &b), (&b, &a)] {
+        let port = peer.context.port_attr(PORT).unwrap();
+        assert_eq!(port.link_layer, LinkLayer::Infiniband);
+        end.qp.init(&ToInit::new(PORT)).unwrap();
+        let route = Route::by_lid(PORT, port.lid);
+        end.qp.ready_to_receive(&ToReceive::new(route, peer.qp.number(), peer.psn)).unwrap();
+        end.qp.ready_to_send(&end.to_send()).unwrap();
+    }
+    let to = RemoteMemory::new(b.bytes.addr(0), b.region.remote_key());
+    a.post(1, &SendOp::Write(to), &[a.sge(0, 8)]);
+    assert!(a.poll_one().is_ok());
+    assert_eq!(MemoryWindow::new(&a.pd).unwrap_err().errno, libc::EOPNOTSUPP);
+
+    // It may have four READs under way, and the other end serves one.
+    a.post(2, &SendOp::Read(to), &[a.sge(0, 8)]);
+    assert_eq!(a.poll_one().status(), WcStatus::RemoteInvalidRequest);
+    let event = b.event();
+    assert_eq!(
+        (event.kind, event.subject),
+        (EventKind::QueuePairRequestError, Subject::QueuePair(b.qp.number()))
+    );
 }
 
 #[test]

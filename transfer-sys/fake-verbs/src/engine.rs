@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use transfer_sys::verbs::sys;
 
+use crate::faults::strike;
 use crate::memory::{self, NotMoved, Ranges};
 use crate::pairs::pair_slot;
 use crate::provider::{Local, Provider, now};
-use crate::queues::{Wire, complete, fail, has_receive, next_receive, receive_failed, wc};
-use crate::shared::{Cqe, FaultKind, NONE, SEND_SGES, Shared};
+use crate::queues::{complete, fail, has_receive, next_receive, receive_failed, wc};
+use crate::shared::{Cqe, NONE, SEND_SGES, Shared};
 use crate::states::not_ready_us;
 use crate::windows::{Binding, bind, invalidate};
 
@@ -57,10 +58,10 @@ pub(crate) struct Attempt {
     not_before: Option<Instant>,
     give_up: Option<Instant>,
     not_ready: u8,
-    lost: bool,
-    wrong_key: bool,
+    pub(crate) lost: bool,
+    pub(crate) wrong_key: bool,
     /// Bytes after which no answer comes.
-    stop_at: Option<u64>,
+    pub(crate) stop_at: Option<u64>,
 }
 
 /// What became of an attempt.
@@ -176,7 +177,7 @@ impl Provider {
         let step = if matches!(request.opcode, sys::IBV_WR_SEND | sys::IBV_WR_SEND_WITH_IMM) {
             self.send(shared, local, peer, request, &here)
         } else {
-            self.touch(shared, local, peer, request, &here)
+            self.touch(shared, local, (slot, peer), request, &here)
         };
         match step {
             Step::Failed(sys::IBV_WC_RETRY_EXC_ERR) => self.no_answer(shared, slot, request),
@@ -210,14 +211,19 @@ impl Provider {
         &self,
         shared: &mut Shared,
         local: &mut Local,
-        peer: u32,
+        (slot, peer): (u32, u32),
         request: &mut Request,
         here: &Ranges,
     ) -> Step {
         let reads = request.opcode == sys::IBV_WR_RDMA_READ;
         let access = if reads { sys::IBV_ACCESS_REMOTE_READ } else { sys::IBV_ACCESS_REMOTE_WRITE };
-        let target = &shared.qps[peer as usize];
-        if target.attr.qp_access_flags & access == 0 || (reads && target.attr.max_dest_rd_atomic == 0) {
+        let (own, target) = (&shared.qps[slot as usize].attr, &shared.qps[peer as usize]);
+        if reads && own.max_rd_atomic == 0 {
+            return Step::Failed(sys::IBV_WC_LOC_QP_OP_ERR);
+        }
+        // Devices differ in whether they notice one that is too many; here none may be possible.
+        let too_many = reads && own.max_rd_atomic > target.attr.max_dest_rd_atomic;
+        if target.attr.qp_access_flags & access == 0 || too_many {
             fail(shared, &self.wire(), peer as usize, Some(sys::IBV_EVENT_QP_REQ_ERR));
             return Step::Failed(sys::IBV_WC_REM_INV_REQ_ERR);
         }
@@ -305,47 +311,6 @@ impl Provider {
         receive_failed(shared, &wire, peer as usize, &receive, wrong);
         fail(shared, &wire, peer as usize, None);
         Step::Failed(told)
-    }
-}
-
-/// The fault whose moment this work request is.
-fn strike(shared: &mut Shared, wire: &Wire<'_>, slot: u32, request: &mut Request) -> Option<Step> {
-    if shared.fault_count == 0 {
-        return None;
-    }
-    let device = shared.qps[slot as usize].object.device;
-    let mut struck = None;
-    for entry in
-        shared.faults.iter_mut().filter(|entry| entry.kind != FaultKind::None && entry.device == device)
-    {
-        if entry.skip > 0 {
-            entry.skip -= 1;
-        } else if struck.is_none() {
-            struck = Some((entry.kind, entry.argument));
-            entry.kind = FaultKind::None;
-        }
-    }
-    let (kind, argument) = struck?;
-    shared.fault_count -= 1;
-    match kind {
-        FaultKind::None => None,
-        FaultKind::Lost => {
-            request.state.lost = true;
-            None
-        }
-        FaultKind::WrongKey => {
-            request.state.wrong_key = true;
-            None
-        }
-        FaultKind::Partial => {
-            request.state.stop_at = Some(argument);
-            None
-        }
-        FaultKind::Late => Some(Step::Later(Duration::from_millis(argument))),
-        FaultKind::QpError => {
-            fail(shared, wire, slot as usize, Some(sys::IBV_EVENT_QP_FATAL));
-            Some(Step::More)
-        }
     }
 }
 

@@ -22,7 +22,7 @@
 //! | `exports` | the symbols |
 //! | `objects`, `pairs`, `states` | making and destroying; queue pairs and their transitions |
 //! | `queues` | completions, events and receives |
-//! | `engine`, `memory`, `windows` | carrying a work request out |
+//! | `engine`, `memory`, `windows`, `faults` | carrying a work request out, or not |
 
 #![allow(
     clippy::multiple_unsafe_ops_per_block,
@@ -31,6 +31,7 @@
 
 mod engine;
 mod exports;
+mod faults;
 mod memory;
 mod objects;
 mod pairs;

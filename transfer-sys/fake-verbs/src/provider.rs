@@ -30,6 +30,8 @@ pub(crate) struct Local {
     pub(crate) sends: HashMap<u32, SendQueue>,
     /// Addresses of the objects that C knows, by slot: what events are translated with.
     pub(crate) qps: HashMap<u32, usize>,
+    /// Devices, which are never freed: what was opened refers to its device.
+    pub(crate) devices: HashMap<u32, usize>,
     pub(crate) cqs: HashMap<u32, usize>,
     pub(crate) srqs: HashMap<u32, usize>,
     /// Mappings of what was registered by a descriptor, by slot of the registration.

@@ -42,19 +42,19 @@ fn errno_of<T>(result: Result<T, i32>) -> i32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ibv_get_device_list(count: *mut c_int) -> *mut *mut sys::ibv_device {
     let Some(provider) = provider() else { return refused(libc::ENOSYS) };
+    let mut local = provider.local();
     let shared = provider.lock();
     let mut list: Vec<*mut sys::ibv_device> = Vec::with_capacity(DEVICES + 1);
-    for (slot, device) in (0..).zip(&shared.devices) {
-        if !device.present || device.removed {
-            continue;
-        }
-        let mut raw: sys::ibv_device = std::mem::zeroed();
-        raw.node_type = sys::IBV_NODE_CA;
-        for (to, from) in raw.name.iter_mut().zip(device.name) {
-            *to = from.cast_signed();
-        }
-        // What is opened keeps its device, also when the list is freed; so devices are never freed.
-        list.push(Box::into_raw(Box::new(Device { raw, slot })).cast());
+    for (slot, device) in (0..).zip(&shared.devices).filter(|(_, device)| device.present && !device.removed) {
+        let made = local.devices.entry(slot).or_insert_with(|| {
+            let mut raw: sys::ibv_device = std::mem::zeroed();
+            raw.node_type = sys::IBV_NODE_CA;
+            for (to, from) in raw.name.iter_mut().zip(device.name) {
+                *to = from.cast_signed();
+            }
+            Box::into_raw(Box::new(Device { raw, slot })).expose_provenance()
+        });
+        list.push(std::ptr::with_exposed_provenance_mut(*made));
     }
     if !count.is_null() {
         *count = c_int::try_from(list.len()).unwrap_or(0);
