@@ -34,7 +34,7 @@ fn a_device_says_what_it_is() {
     assert!(port.active_mtu.bytes() >= 1024 && port.rate_mbps > 0, "{port:?}");
     assert_eq!(context.port_attr(200).unwrap_err().errno, libc::EINVAL);
     let (_, ip, _) = verbs::address_index(&context);
-    assert_eq!(ip, std::net::Ipv4Addr::new(10, 77, 0, 1));
+    assert!(is_real() || ip == std::net::Ipv4Addr::new(10, 77, 0, 1), "{ip}");
     assert!(context.gids(PORT).unwrap().iter().any(|entry| entry.gid.is_link_local()));
     assert_eq!(context.poll_event().unwrap(), None);
     drop(context);
