@@ -12,7 +12,8 @@
 //! It refuses what hardware would refuse, and is never kinder: attributes that are missing from a transition, more work
 //! requests than were polled as completed, keys of another domain, objects that are still used. Where devices differ it
 //! does what the stricter one does. What it does not have: other types than RC, atomics, timing of any kind; one port
-//! for each device.
+//! for each device. Who stops a process in the instant in which it holds the lock of the file stops everybody; who kills it
+//! there does not.
 //!
 //! | module | holds |
 //! |---|---|
