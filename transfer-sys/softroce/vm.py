@@ -302,8 +302,10 @@ class Guest:
         shares = [("hostroot", "/", ",readonly=on"), ("packages", self.tools.root, ",readonly=on"), ("control", self.control, "")]
         shares += [(f"share{at}", os.path.realpath(share), "") for at, share in enumerate(self.options.share)]
         data = self.tools.root / "usr/share"
+        # It ends by itself even if nobody is left to end it.
+        bound = ["timeout", "--kill-after=5", str(self.options.timeout + 10)]
         return [
-            self.tools.qemu, "-M", "q35", *hardware, "-smp", "2", "-m", self.options.memory, "-nodefaults", "-no-user-config",
+            *bound, self.tools.qemu, "-M", "q35", *hardware, "-smp", "2", "-m", self.options.memory, "-nodefaults", "-no-user-config",
             "-display", "none", "-no-reboot", "-L", data / "qemu", "-L", data / "seabios",
             "-kernel", self.tools.kernel, "-initrd", self.tools.image,
             "-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable",
@@ -342,7 +344,7 @@ class Guest:
 
     def stop(self):
         if self.qemu.poll() is None:
-            self.qemu.kill()
+            os.killpg(self.qemu.pid, signal.SIGKILL)
             self.qemu.wait()
 
 
