@@ -15,6 +15,7 @@ use transfer_proto::plan::{Path, Reason};
 use transfer_proto::proto::local::{LOCAL_BYTES, LocalMessage};
 use transfer_proto::proto::preamble::Kind;
 use transfer_proto::proto::session::SessionHello;
+use transfer_sys::process::{PIDFD_OPEN, Process};
 use transfer_sys::{OsError, socket};
 
 use crate::address::Address;
@@ -207,13 +208,19 @@ impl Dial<'_> {
         let Ok(stream) = connect_local(name) else { return Ok((None, Err(Reason::OtherHost))) };
         match self.greet_local(&stream, peer, token) {
             Ok(way) => Ok((Some(stream), Ok(way))),
-            // Another host may use the same name for another agent.
-            Err(Error::Protocol { .. }) => Ok((None, Err(Reason::OtherHost))),
+            // One that has just ended is no such case, and shows elsewhere.
+            Err(Error::Os(os)) if os.op == PIDFD_OPEN && os.errno != libc::ESRCH => {
+                Ok((None, Err(Reason::NoPidfd)))
+            }
+            // It may be another agent's: of another host that uses the same name, say.
+            Err(Error::Protocol { .. }) => Ok((None, Err(Reason::NotWelcome))),
             Err(error) => Err(error),
         }
     }
 
     fn greet_local(&self, stream: &UnixStream, peer: &PeerCore, token: u64) -> Result<LocalWay> {
+        // Before the peer knows of this connection: once it does, its end is the end of the peer.
+        let process = Process::open(socket::peer_credentials(stream.as_fd())?.pid)?;
         let set_timeout = UnixStream::set_read_timeout;
         let fail = |failed| self.lost("local", failed);
         // Who may connect is what is proven here; what comes over a Unix socket nobody else can change.
@@ -229,7 +236,7 @@ impl Dial<'_> {
         match LocalMessage::decode(answer) {
             Ok(LocalMessage::Welcome { incarnation: theirs, probe: at }) if theirs == peer.incarnation => {
                 let file = file.ok_or_else(|| self.refused("local"))?;
-                let guest = self.agent.welcome(stream, &peer.name, theirs, &file)?;
+                let guest = self.agent.welcome(process, &peer.name, theirs, &file)?;
                 let ptrace = probe(&guest.process, at, theirs);
                 Ok(LocalWay { guest, ptrace })
             }

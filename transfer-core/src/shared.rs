@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,6 @@ use transfer_proto::proto::metadata::{AgentMetadata, RegionInfo};
 use transfer_proto::proto::xfer::{Failure, Outcome, SliceError};
 use transfer_sys::memfd::Mapping;
 use transfer_sys::process::Process;
-use transfer_sys::socket;
 
 use crate::address::Address;
 use crate::backend::shm::{Copies, Work};
@@ -374,12 +373,11 @@ impl Shared {
     /// memory is revoked.
     pub(crate) fn welcome(
         &self,
-        stream: &UnixStream,
+        process: Process,
         name: &str,
         incarnation: Incarnation,
         file: &OwnedFd,
     ) -> Result<Arc<Guest>> {
-        let process = Process::open(socket::peer_credentials(stream.as_fd())?.pid)?;
         let (name, ledger) = (name.to_owned(), PeerLedger::map(file)?);
         let guest = Arc::new(Guest { name, incarnation, process, ledger });
         self.guests.add(Arc::clone(&guest));

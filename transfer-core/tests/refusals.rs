@@ -121,6 +121,63 @@ fn another_user_is_served_over_sockets_and_told_why() {
     assert!(told.contains("not shm (process_vm): the kernel's ptrace rules forbid it"), "{told}");
 }
 
+/// Has the kernel refuse pidfd_open(2) to the process that `command` starts, as the sandboxes of some containers do.
+fn forbid_pidfd(command: &mut Command) {
+    let op =
+        |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code.try_into().unwrap(), jt, jf, k };
+    let refuse = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EPERM).unwrap();
+    let mut filter = [
+        // The number of the call is what the kernel shows first.
+        op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_pidfd_open.try_into().unwrap()),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, refuse),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let install = move || {
+        let program = libc::sock_fprog {
+            len: filter.len().try_into().unwrap_or_default(),
+            filter: filter.as_mut_ptr(),
+        };
+        #[allow(unsafe_code, reason = "prctl(2)")]
+        // SAFETY: S1. It takes numbers only.
+        let bound = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        #[allow(unsafe_code, reason = "prctl(2)")]
+        // SAFETY: S1. The program lives until the call returns, and is as long as it says.
+        let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+        if bound == 0 && set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    #[allow(unsafe_code, reason = "pre_exec")]
+    // SAFETY: S1. Between fork and exec only two system calls are made; nothing is allocated.
+    unsafe {
+        command.pre_exec(install)
+    };
+}
+
+#[test]
+fn a_peer_that_cannot_be_held_on_to_is_served_over_sockets_and_told_why() {
+    let here = agent("parent", PathSet::ALL);
+    let target = here.adopt(pattern(7, LARGE), "target").unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    forbid_pidfd(&mut command);
+    let mut process = Process::start_by(command, "all", target.len(), None);
+    // It connects, and cannot; then we connect, and it cannot.
+    let told = process.ask(&format!("fetch {}", here.address().unwrap()));
+    assert!(told.starts_with("path: tcp"), "{told}");
+    assert!(told.contains("not shm: this process cannot hold on to the peer's: pidfd_open"), "{told}");
+
+    let there = agent("another", PathSet::ALL);
+    let peer = there.connect(&process.address()).unwrap();
+    let local = there.adopt(vec![0; SMALL], "mine").unwrap();
+    let ours = there.prepare(&DescList::from(Desc::contiguous(local.id(), 0, SMALL as u64))).unwrap();
+    let region = peer.region("allocated").unwrap();
+    let theirs = peer.prepare(&DescList::from(Desc::contiguous(region.id, 0, SMALL as u64))).unwrap();
+    assert_eq!(theirs.path(), Path::Tcp);
+    let told = peer.explain(&ours, &theirs).unwrap().to_string();
+    assert!(told.contains("not shm: the peer did not let this agent in"), "{told}");
+    peer.read(&ours, &theirs).post().unwrap().wait(WAIT).unwrap();
+    assert!(bytes_of(&local) == pattern(7, target.len())[..SMALL], "what it has read itself");
+}
+
 #[test]
 fn pages_and_nodes_are_given_as_asked_or_refused_with_the_remedy() {
     let (here, there, peer) = pair(PathSet::SHM);

@@ -8,6 +8,9 @@ use crate::{OsError, OsResult, RawRange};
 /// The most ranges that one call takes on each side (`UIO_MAXIOV` of the kernel, `IOV_MAX` in limits.h(0p)).
 pub const RANGES_MAX: usize = 1024;
 
+/// How an error of [`Process::open`] names the call.
+pub const PIDFD_OPEN: &str = "pidfd_open";
+
 /// A process that is kept from being mistaken for a later one of the same number (pidfd_open(2)).
 #[derive(Debug)]
 pub struct Process {
@@ -25,7 +28,7 @@ impl Process {
         let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         let raw = i32::try_from(raw).unwrap_or(-1);
         if raw < 0 {
-            return Err(OsError::last("pidfd_open", format!("pid {pid}")));
+            return Err(OsError::last(PIDFD_OPEN, format!("pid {pid}")));
         }
         // SAFETY: the syscall just made this descriptor.
         Ok(Self { pid, pidfd: unsafe { OwnedFd::from_raw_fd(raw) } })

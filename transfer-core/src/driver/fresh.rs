@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use transfer_proto::id::{Incarnation, RailId};
+use transfer_proto::plan::Reason;
 use transfer_proto::proto::local::{LOCAL_BYTES, LocalMessage};
 use transfer_proto::proto::preamble::Kind;
 use transfer_proto::proto::time::Time;
+use transfer_sys::process::Process;
 use transfer_sys::{OsError, socket};
 
 use super::local::EPROTO;
@@ -299,10 +301,14 @@ impl Driver {
         let Some(file) = file else {
             return Err(OsError::new("recvmsg", "no ledger came with the greeting", EPROTO).into());
         };
-        let guest = shared.welcome(&stream, &entry.core.name, incarnation, &file)?;
+        let process = Process::open(socket::peer_credentials(stream.as_fd())?.pid);
+        if process.is_err() {
+            entry.local_way = Err(Reason::NoPidfd);
+        }
+        let guest = shared.welcome(process?, &entry.core.name, incarnation, &file)?;
         let ptrace = probe(&guest.process, address, incarnation);
         entry.local = Some(token);
-        entry.local_way = Some(LocalWay { guest, ptrace });
+        entry.local_way = Ok(LocalWay { guest, ptrace });
         let welcome = LocalMessage::Welcome {
             incarnation: self.shared.incarnation,
             probe: self.shared.probe_address(),

@@ -55,7 +55,7 @@ pub(super) struct PeerEntry {
     control: u64,
     /// Its Unix socket.
     pub(super) local: Option<u64>,
-    pub(super) local_way: Option<LocalWay>,
+    pub(super) local_way: Result<LocalWay, Reason>,
     secret: u64,
     /// Where data connections to it are opened, if they are opened here.
     pub(super) data_end: Option<DataEnd>,
@@ -274,7 +274,7 @@ impl Driver {
             core: Arc::clone(&core),
             control,
             local: None,
-            local_way: None,
+            local_way: Err(Reason::OtherHost),
             secret,
             data_end: None,
             waiting,
@@ -393,7 +393,7 @@ impl Driver {
         let (tcp, encrypted) = (self.tcp.count(peer) > 0, self.tcp.is_encrypted(peer));
         let Some(entry) = self.peers.get_mut(&peer) else { return };
         // The side that connected has told its ways already; the other one finds its own from what was opened.
-        let local = entry.local_way.take().ok_or(Reason::OtherHost);
+        let local = std::mem::replace(&mut entry.local_way, Err(Reason::OtherHost));
         let _first = entry.core.ways.set(Ways { local, tcp, encrypted });
         entry.core.set_up();
         let core = Arc::clone(&entry.core);

@@ -77,6 +77,12 @@ pub enum Reason {
     NotAllowed,
     /// No Unix socket leads to the peer: another host, or another network namespace.
     OtherHost,
+    /// This process cannot hold on to the peer's: pidfd_open(2) is forbidden (seccomp) or missing, or the peer lives in
+    /// another PID namespace.
+    NoPidfd,
+    /// A Unix socket of the peer's name is there, and did not let this agent in: it is another agent's, or the peer cannot
+    /// hold on to this process.
+    NotWelcome,
     /// The peer does not allow it.
     Refused,
     /// A region of the peer was not allocated by its agent, so there is no file to map.
@@ -94,6 +100,13 @@ impl fmt::Display for Reason {
             Self::BetterPath => "a better path is there",
             Self::NotAllowed => "the configuration leaves it out",
             Self::OtherHost => "no Unix socket leads to the peer (other host or network namespace)",
+            Self::NoPidfd => {
+                "this process cannot hold on to the peer's: pidfd_open is forbidden (seccomp), missing (Linux 5.3) or \
+                 cannot see it (PID namespace)"
+            }
+            Self::NotWelcome => {
+                "the peer did not let this agent in at its Unix socket; see the peer's log (pidfd_open there)"
+            }
             Self::Refused => "the peer leaves it out",
             Self::ForeignMemory => "a region of the peer was registered, not allocated by its agent",
             Self::PtraceDenied => {
@@ -150,7 +163,12 @@ impl Reason {
     #[must_use]
     pub fn is_mendable(self) -> bool {
         match self {
-            Self::Refused | Self::ForeignMemory | Self::PtraceDenied | Self::NotConnected => true,
+            Self::NoPidfd
+            | Self::NotWelcome
+            | Self::Refused
+            | Self::ForeignMemory
+            | Self::PtraceDenied
+            | Self::NotConnected => true,
             Self::BetterPath | Self::NotAllowed | Self::OtherHost => false,
         }
     }
