@@ -323,6 +323,6 @@ fn is_end(error: &std::io::Error) -> bool {
 
 fn connect_local(name: &str) -> Result<UnixStream> {
     let address = std::os::unix::net::SocketAddr::from_abstract_name(name)
-        .map_err(|e| OsError::from_io("connect", name, &e))?;
-    Ok(UnixStream::connect_addr(&address).map_err(|e| OsError::from_io("connect", name, &e))?)
+        .map_err(|e| OsError::from_io("connect", name.to_owned(), &e))?;
+    Ok(UnixStream::connect_addr(&address).map_err(|e| OsError::from_io("connect", name.to_owned(), &e))?)
 }

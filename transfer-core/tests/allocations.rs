@@ -1,5 +1,4 @@
-//! In steady state a transfer within the host allocates nothing, in any thread of either side; one over sockets a few
-//! times, however many slices and pages it has.
+//! In steady state a transfer allocates nothing, in any thread of either side, on any path.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -50,6 +49,7 @@ static COUNTING: Counting = Counting;
 const PAGE: usize = 4096;
 /// More than is copied within the posting call, and several slices.
 const PAGES: usize = 1024;
+const WINDOWS: usize = 4;
 
 struct Case {
     peer: Peer,
@@ -96,6 +96,25 @@ fn run(request: Request, block: bool) {
     xfer.wait(WAIT).unwrap();
 }
 
+/// How many 100 transfers take, in all threads.
+fn allocations(request: &dyn Fn() -> Request) -> usize {
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    (0..100).for_each(|round| run(request(), round % 2 == 0));
+    ALLOCATIONS.load(Ordering::Relaxed) - before
+}
+
+/// Afterwards everything that is kept is there: also for a transfer whose predecessor a thread of the agent has not let
+/// go of yet, so several are under way at a time.
+fn warm_up(request: &dyn Fn() -> Request) {
+    for _ in 0..10 {
+        let together: Vec<_> = (0..4).map(|_| request().post().unwrap()).collect();
+        for xfer in &together {
+            xfer.wait(WAIT).unwrap();
+        }
+    }
+    (0..200).for_each(|round| run(request(), round % 2 == 0));
+}
+
 #[test]
 fn a_transfer_allocates_nothing() {
     for path in Path::ALL {
@@ -114,13 +133,11 @@ fn a_transfer_allocates_nothing() {
         ];
         case.theirs.write_at(0, &pattern(1, PAGES * PAGE)).unwrap();
         for (name, request) in kinds {
-            (0..200).for_each(|round| run(request(), round % 2 == 0));
-            let before = ALLOCATIONS.load(Ordering::Relaxed);
-            (0..100).for_each(|round| run(request(), round % 2 == 0));
-            let counted = ALLOCATIONS.load(Ordering::Relaxed) - before;
-            // Over sockets a few, however many slices and pages there are.
-            let most = if path == Path::Tcp { 100 * 4 } else { 0 };
-            assert!(counted <= most, "{path} {name}: {counted} allocations in 100 transfers");
+            warm_up(request);
+            // What is kept may have to grow once more for threads that meet in a new way; what a transfer itself
+            // allocates would show in every window.
+            let windows: Vec<usize> = (0..WINDOWS).map(|_| allocations(request)).collect();
+            assert!(windows.contains(&0), "{path} {name}: {windows:?} allocations in 100 transfers each");
         }
         assert_ne!(bytes_of(&case.mine), vec![0; PAGES * PAGE]);
     }

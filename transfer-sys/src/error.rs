@@ -1,5 +1,6 @@
 //! One error for every failing system call.
 
+use std::borrow::Cow;
 use std::io;
 
 /// Result of a system call.
@@ -12,8 +13,8 @@ pub type OsResult<T> = Result<T, OsError>;
 pub struct OsError {
     /// The call, as its man page is titled.
     pub op: &'static str,
-    /// What it was called on.
-    pub operands: String,
+    /// What it was called on. Fixed words cost no allocation: a socket that has nothing more says so by an error, too.
+    pub operands: Cow<'static, str>,
     /// The errno it left.
     pub errno: i32,
 }
@@ -21,19 +22,19 @@ pub struct OsError {
 impl OsError {
     /// What a caller found wrong by itself, in the system's terms.
     #[must_use]
-    pub fn new(op: &'static str, operands: impl Into<String>, errno: i32) -> Self {
+    pub fn new(op: &'static str, operands: impl Into<Cow<'static, str>>, errno: i32) -> Self {
         Self { op, operands: operands.into(), errno }
     }
 
     /// The error of `op` that just failed in this thread.
     #[must_use]
-    pub fn last(op: &'static str, operands: impl Into<String>) -> Self {
+    pub fn last(op: &'static str, operands: impl Into<Cow<'static, str>>) -> Self {
         Self::from_io(op, operands, &io::Error::last_os_error())
     }
 
     /// The same, from an error that the standard library already fetched.
     #[must_use]
-    pub fn from_io(op: &'static str, operands: impl Into<String>, error: &io::Error) -> Self {
+    pub fn from_io(op: &'static str, operands: impl Into<Cow<'static, str>>, error: &io::Error) -> Self {
         Self { op, operands: operands.into(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
     }
 

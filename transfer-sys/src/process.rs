@@ -92,7 +92,7 @@ impl Process {
         if self.is_alive() {
             return Ok(());
         }
-        Err(OsError { op, operands: format!("pid {} has ended", self.pid), errno: libc::ESRCH })
+        Err(OsError { op, operands: format!("pid {} has ended", self.pid).into(), errno: libc::ESRCH })
     }
 
     fn moved(&self, op: &'static str, moved: isize) -> OsResult<usize> {

@@ -57,7 +57,7 @@ impl CompletionChannel {
         // SAFETY: V1, V2. Two pointers to be filled in.
         let result = unsafe { (api.get_cq_event)(self.raw.as_ptr(), &raw mut queue, &raw mut token) };
         if result != 0 {
-            let error = OsError::last("ibv_get_cq_event", self.context.name());
+            let error = OsError::last("ibv_get_cq_event", self.context.name().to_owned());
             return if error.would_block() { Ok(None) } else { Err(error) };
         }
         // SAFETY: V2. A queue is not destroyed before its events are acknowledged, which is done once, here.
@@ -111,7 +111,7 @@ impl CompletionQueue {
     ) -> OsResult<Arc<Self>> {
         let operations = context.operations();
         let (Some(poll), Some(notify)) = (operations.poll_cq, operations.req_notify_cq) else {
-            return Err(OsError::new("ibv_poll_cq", context.name(), libc::EOPNOTSUPP));
+            return Err(OsError::new("ibv_poll_cq", context.name().to_owned(), libc::EOPNOTSUPP));
         };
         let depth = signed("ibv_create_cq", entries)?;
         let on = channel.map_or(std::ptr::null_mut(), |channel| channel.raw.as_ptr());
@@ -146,7 +146,7 @@ impl CompletionQueue {
         let count = unsafe { (self.poll)(self.raw.as_ptr(), room, out.as_mut_ptr().cast()) };
         usize::try_from(count).map_err(|_| {
             let errno = if count == -1 { libc::EIO } else { count.saturating_abs() };
-            OsError::new("ibv_poll_cq", self.context.name(), errno)
+            OsError::new("ibv_poll_cq", self.context.name().to_owned(), errno)
         })
     }
 

@@ -83,7 +83,7 @@ impl Context {
         // SAFETY: V1, V2. Room for one event.
         let result = unsafe { (self.library.api.get_async_event)(self.raw.as_ptr(), raw.as_mut_ptr()) };
         if result != 0 {
-            let error = OsError::last("ibv_get_async_event", self.name());
+            let error = OsError::last("ibv_get_async_event", self.name().to_owned());
             return if error.would_block() { Ok(None) } else { Err(error) };
         }
         // SAFETY: V1. Filled in, and zeroed before.

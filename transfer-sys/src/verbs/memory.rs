@@ -314,7 +314,7 @@ impl MemoryWindow {
     pub fn new(pd: &Arc<ProtectionDomain>) -> OsResult<Self> {
         let operations = pd.context.operations();
         let (Some(alloc), Some(dealloc)) = (operations.alloc_mw, operations.dealloc_mw) else {
-            return Err(OsError::new("ibv_alloc_mw", pd.context.name(), libc::EOPNOTSUPP));
+            return Err(OsError::new("ibv_alloc_mw", pd.context.name().to_owned(), libc::EOPNOTSUPP));
         };
         // SAFETY: V1, V2. The domain is held.
         let raw = unsafe { alloc(pd.raw.as_ptr(), sys::IBV_MW_TYPE_2) };

@@ -45,7 +45,7 @@ impl QueuePair {
     pub fn new(pd: &Arc<ProtectionDomain>, mut config: QpConfig) -> OsResult<Self> {
         let operations = pd.context.operations();
         let (Some(post_send), Some(post_receive)) = (operations.post_send, operations.post_recv) else {
-            return Err(OsError::new("ibv_post_send", pd.context.name(), libc::EOPNOTSUPP));
+            return Err(OsError::new("ibv_post_send", pd.context.name().to_owned(), libc::EOPNOTSUPP));
         };
         let mut attr = sys::ibv_qp_init_attr {
             qp_context: std::ptr::null_mut(),

@@ -32,7 +32,7 @@ impl SharedReceiveQueue {
     /// [`OsError`] of ibv_create_srq: EINVAL where the device cannot hold so much.
     pub fn new(pd: &Arc<ProtectionDomain>, wrs: u32, sges: u32, token: usize) -> OsResult<Arc<Self>> {
         let Some(post) = pd.context.operations().post_srq_recv else {
-            return Err(OsError::new("ibv_post_srq_recv", pd.context.name(), libc::EOPNOTSUPP));
+            return Err(OsError::new("ibv_post_srq_recv", pd.context.name().to_owned(), libc::EOPNOTSUPP));
         };
         let mut attr = sys::ibv_srq_init_attr {
             srq_context: std::ptr::without_provenance_mut(token),
