@@ -1,5 +1,5 @@
 //! Sockets: vectored I/O on raw ranges, file descriptors in messages, who is at the other end.
-#![allow(unsafe_code, reason = "readv, writev, sendmsg, recvmsg and getsockopt")]
+#![allow(unsafe_code, reason = "readv, recv, send, sendmsg, recvmsg and getsockopt")]
 
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -37,11 +37,17 @@ pub fn peer_credentials(socket: BorrowedFd<'_>) -> OsResult<Credentials> {
 /// At most 1024 ranges are looked at (`IOV_MAX`). Cost: one syscall, no allocation.
 ///
 /// # Errors
-/// [`OsError`] of readv; [`OsError::would_block`] where there is nothing yet.
+/// [`OsError`] of readv or recv; [`OsError::would_block`] where there is nothing yet.
 ///
 /// # Safety
 /// The ranges must be mapped and writable through the call and not be borrowed by safe code.
 pub unsafe fn read_ranges(socket: BorrowedFd<'_>, ranges: &[RawRange]) -> OsResult<usize> {
+    if let [range] = ranges {
+        // The kernel has less to look at.
+        // SAFETY: the range is the caller's contract.
+        let n = unsafe { libc::recv(socket.as_raw_fd(), range.addr().cast(), range.len(), 0) };
+        return usize::try_from(n).map_err(|_| OsError::last("recv", "socket"));
+    }
     let count =
         libc::c_int::try_from(ranges.len().min(crate::process::RANGES_MAX)).unwrap_or(libc::c_int::MAX);
     // SAFETY: a RawRange is laid out as an iovec; the bytes are the caller's contract.
@@ -53,11 +59,17 @@ pub unsafe fn read_ranges(socket: BorrowedFd<'_>, ranges: &[RawRange]) -> OsResu
 /// At most 1024 ranges are looked at. Cost: one syscall, no allocation.
 ///
 /// # Errors
-/// [`OsError`] of sendmsg; [`OsError::would_block`] where the socket's buffer is full.
+/// [`OsError`] of sendmsg or send; [`OsError::would_block`] where the socket's buffer is full.
 ///
 /// # Safety
 /// The ranges must be mapped through the call.
 pub unsafe fn write_ranges(socket: BorrowedFd<'_>, ranges: &[RawRange]) -> OsResult<usize> {
+    if let [range] = ranges {
+        let (bytes, flags) = (range.addr().cast_const().cast(), libc::MSG_NOSIGNAL);
+        // SAFETY: the range is the caller's contract.
+        let n = unsafe { libc::send(socket.as_raw_fd(), bytes, range.len(), flags) };
+        return usize::try_from(n).map_err(|_| OsError::last("send", "socket"));
+    }
     let mut message = message(ranges);
     // SAFETY: the message points at `ranges`, which live through the call; the bytes are the caller's contract.
     let n = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_NOSIGNAL) };
