@@ -5,7 +5,7 @@
 //! nothing of the connection touches memory. Slices for a connection that is lent lie in its inbox until the carrier
 //! looks there, and what completes lies in its report until the driver does: neither waits for the other.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use transfer_proto::id::{Incarnation, RailId};
@@ -43,6 +43,9 @@ pub(super) struct Line {
     /// The driver waits for the lock.
     wanted: AtomicUsize,
     inbox: Mutex<Inbox>,
+    /// Whether a carrier has it; written with both locks. Only the driver lends: where it finds none, none has it and the
+    /// inbox is empty, which saves it most of the locking. Where it finds one, that may be over by now.
+    is_lent: AtomicBool,
     /// Written with the lock, so that who ends the connection finds all of it; read without.
     report: Mutex<Report>,
 }
@@ -50,8 +53,9 @@ pub(super) struct Line {
 impl Line {
     pub(super) fn new(token: u64, conn: Conn) -> Self {
         let (peer, rail, encrypted) = (conn.peer, conn.rail, conn.is_encrypted());
-        let (wanted, inbox, report) = (AtomicUsize::new(0), Mutex::default(), Mutex::default());
-        Self { token, peer, rail, encrypted, conn: Mutex::new(Some(conn)), wanted, inbox, report }
+        let (conn, wanted, is_lent) = (Mutex::new(Some(conn)), AtomicUsize::new(0), AtomicBool::new(false));
+        let (inbox, report) = (Mutex::default(), Mutex::default());
+        Self { token, peer, rail, encrypted, conn, wanted, inbox, is_lent, report }
     }
 
     /// For the driver: it comes next.
@@ -85,7 +89,9 @@ impl Line {
 
     /// Gives the connection what lies in the inbox.
     fn unpacked<'a>(&self, mut conn: MutexGuard<'a, Option<Conn>>) -> MutexGuard<'a, Option<Conn>> {
-        if let Some(conn) = conn.as_mut() {
+        if self.is_lent()
+            && let Some(conn) = conn.as_mut()
+        {
             let mut inbox = self.inbox();
             inbox.slices.drain(..).filter_map(|slice| conn.submit(slice).err()).for_each(|failed| {
                 self.report().done.push(failed);
@@ -98,14 +104,20 @@ impl Line {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_lent(&self) -> bool {
+        self.is_lent.load(Ordering::Acquire)
+    }
+
     /// Who has it. With the lock, that stays so.
     pub(super) fn carrier(&self) -> Option<usize> {
-        self.inbox().carrier
+        if self.is_lent() { self.inbox().carrier } else { None }
     }
 
     /// Lends it to this carrier; with the lock.
     pub(super) fn lend(&self, carrier: usize) {
-        self.inbox().carrier = Some(carrier);
+        let mut inbox = self.inbox();
+        inbox.carrier = Some(carrier);
+        self.is_lent.store(true, Ordering::Release);
     }
 
     /// Takes it back, with the lock. False where slices lie in the inbox, which somebody has to unpack first.
@@ -113,12 +125,16 @@ impl Line {
         let mut inbox = self.inbox();
         if inbox.slices.is_empty() {
             inbox.carrier = None;
+            self.is_lent.store(false, Ordering::Release);
         }
         inbox.carrier.is_none()
     }
 
     /// Leaves a slice to the carrier that has the connection. Given back where none has.
     pub(super) fn leave(&self, slice: Slice) -> Option<Slice> {
+        if !self.is_lent() {
+            return Some(slice);
+        }
         let mut inbox = self.inbox();
         if inbox.carrier.is_none() {
             return Some(slice);
