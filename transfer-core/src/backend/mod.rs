@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use transfer_proto::id::{RailId, XferId};
 use transfer_proto::plan::Piece;
+use transfer_proto::proto::time::Time;
 use transfer_proto::proto::xfer::SliceError;
 
 use crate::sync::Pool;
@@ -85,8 +86,8 @@ pub(crate) trait Backend {
     /// Takes a slice.
     fn submit(&mut self, slice: Slice);
 
-    /// Appends the slices that have completed.
-    fn poll(&mut self, completions: &mut Vec<Completion>);
+    /// Appends the slices that have completed, in the turn of this time.
+    fn poll(&mut self, now: Time, completions: &mut Vec<Completion>);
 
     /// The slices of this transfer are not wanted any more and should complete soon, with whatever result. With
     /// `now`, they must do so at once, at the price of the connections that carry them.

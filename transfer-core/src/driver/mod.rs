@@ -33,6 +33,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
+use rustc_hash::FxHashMap;
 use transfer_proto::id::{Incarnation, XferId};
 use transfer_proto::proto::control::Farewell;
 use transfer_proto::proto::time::Time;
@@ -89,7 +90,7 @@ pub(crate) struct Driver {
     local_listener: Option<UnixListener>,
     commands: Receiver<Command>,
     _posts_end: PostsEnd,
-    conns: HashMap<u64, Conn>,
+    conns: FxHashMap<u64, Conn>,
     next_token: u64,
     /// When to look at a connection again. It may turn out to be too early; then the timer is set anew.
     conn_timers: Timers<u64>,
@@ -146,7 +147,7 @@ impl Driver {
             local_listener,
             commands,
             _posts_end: PostsEnd(Arc::clone(&shared)),
-            conns: HashMap::new(),
+            conns: FxHashMap::default(),
             next_token: FIRST_CONN,
             conn_timers: Timers::default(),
             dirty: Vec::new(),
@@ -193,10 +194,10 @@ impl Driver {
 
     /// Does what there is to do, beside what was ready.
     fn work(&mut self, now: Time) {
-        self.handle_commands();
+        self.handle_commands(now);
         // By the time of the wait: what passes from here on is noticed as a turn that took too long.
         self.handle_timeouts(now);
-        self.settle();
+        self.settle(now);
     }
 
     /// While data moves, most turns look only where it moved last: asking for everything that is ready takes as long
@@ -264,7 +265,7 @@ impl Driver {
             LISTEN_TCP => self.accept_tcp(),
             LISTEN_LOCAL => self.accept_local(),
             token if self.tcp.owns(token) => {
-                self.tcp.ready(ready);
+                self.tcp.ready(ready, now);
                 self.has_moved(now);
             }
             token => match self.conns.get(&token) {
@@ -276,11 +277,11 @@ impl Driver {
         }
     }
 
-    pub(super) fn handle_commands(&mut self) {
+    pub(super) fn handle_commands(&mut self, now: Time) {
         // As many as there may be: those who post faster wait for the next turn.
         for _ in 0..POSTS_MAX {
             let Some(posted) = self.shared.posts.take() else { break };
-            self.post(posted);
+            self.post(posted, now);
         }
         while let Ok(command) = self.commands.try_recv() {
             match command {
@@ -292,7 +293,7 @@ impl Driver {
                 Command::Map { peer, region, reply } => self.map(peer, region, reply),
                 Command::Notify { peer, bytes, reply } => self.notify(peer, bytes, &reply),
                 Command::Tell { peer, word } => self.tell(peer, word),
-                Command::Post(posted) => self.post(*posted),
+                Command::Post(posted) => self.post(*posted, now),
                 Command::Cancel(core) => {
                     if let Some(raw) = core.id.load(Ordering::Acquire).checked_sub(1) {
                         self.stop_xfer(XferId::from_u64(raw), Xfer::cancel);
@@ -306,10 +307,11 @@ impl Driver {
         }
     }
 
-    fn post(&mut self, posted: Posted) {
-        let now = self.shared.clock.now();
+    fn post(&mut self, posted: Posted, now: Time) {
         self.has_moved(now);
-        let mut state = self.xfers.state(self.shared.config.slices(), now + posted.core.timeout);
+        // It may have been posted after the turn began.
+        let begins = now.max(Time::at(posted.core.started));
+        let mut state = self.xfers.state(self.shared.config.slices(), begins + posted.core.timeout);
         if posted.core.is_stopped() {
             state.cancel();
         } else if !posted.core.remote.core.peer.is_up() {
@@ -357,11 +359,11 @@ impl Driver {
     }
 
     /// Brings completions home until nothing moves any more.
-    fn settle(&mut self) {
+    fn settle(&mut self, now: Time) {
         loop {
             let any_news = self.handle_rail_news();
             let mut completions = std::mem::take(&mut self.completions);
-            self.tcp.poll(&mut completions);
+            self.tcp.poll(now, &mut completions);
             if completions.is_empty() && !any_news {
                 self.completions = completions;
                 break;

@@ -207,7 +207,7 @@ impl Driver {
                 (LinkEvent::RegionDel(id), Some(peer)) => self.forget_region(peer, id),
                 (LinkEvent::Sync, Some(peer)) => {
                     // A region that was registered before the peer asked may still be on its way to this thread.
-                    self.handle_commands();
+                    self.handle_commands(self.shared.clock.now());
                     if let Some(link) = self.link_of(peer) {
                         link.synced();
                     }

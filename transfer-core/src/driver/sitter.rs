@@ -96,14 +96,15 @@ impl Shared {
         let (mut ready, mut place) = (Vec::new(), Place::Outside);
         while !self.lead.is_over() {
             let kicked = ready.iter().any(|ready: &Ready| ready.token == KICK);
-            let polled = self.seat.polled(self.clock.now()).filter(|_| !kicked);
+            let now = self.clock.now();
+            let polled = self.seat.polled(now).filter(|_| !kicked);
             let next = if polled.is_some() {
                 self.lead.sit_aside(nanos(polled));
                 self.pass_on(place, &ready);
                 place = Place::Outside;
                 polled
             } else {
-                let Some(served) = self.serve(place, &mut ready) else { break };
+                let Some(served) = self.serve(place, &mut ready, now) else { break };
                 place = served.1;
                 served.0
             };
@@ -119,8 +120,7 @@ impl Shared {
 
     /// The sitter looks, where nobody else does, at what has become ready. Returns when it must look again, and where
     /// it sleeps; `None` at the end of the agent.
-    fn serve(&self, place: Place, ready: &mut Vec<Ready>) -> Option<(Option<Time>, Place)> {
-        let now = self.clock.now();
+    fn serve(&self, place: Place, ready: &mut Vec<Ready>, now: Time) -> Option<(Option<Time>, Place)> {
         let patience = Some(self.seat.polled(now).unwrap_or(now + PATIENCE));
         let Some(mut lead) = self.lead.take_or_sit(nanos(patience)) else {
             self.pass_on(place, ready);
@@ -250,15 +250,12 @@ impl Driver {
     /// Turns of a thread that waits for a transfer.
     fn drive(&mut self, core: &XferCore, until: Time) -> Option<Time> {
         self.watch_from_outside(false);
-        while !self.shutdown && !core.has_ended() && self.called_back.is_empty() {
-            let now = self.shared.clock.now();
-            if now >= until {
-                break;
-            }
-            self.turn(until.after(now));
+        let mut now = self.shared.clock.now();
+        while !self.shutdown && !core.has_ended() && self.called_back.is_empty() && now < until {
+            now = self.turn(until.after(now));
         }
-        self.led_at = self.shared.clock.now();
-        self.rest(self.led_at)
+        self.led_at = now;
+        self.rest(now)
     }
 
     /// A turn of a thread that polls. It will be back, so the sitter need not look before the window is over.
@@ -273,9 +270,9 @@ impl Driver {
     /// Work was brought by the thread that leads.
     fn look(&mut self) -> Option<Time> {
         self.shared.wake.answer();
-        self.handle_commands();
-        self.settle();
         let now = self.shared.clock.now();
+        self.handle_commands(now);
+        self.settle(now);
         if self.shared.seat.polled(now).is_some() {
             self.trust_polling(now);
         }

@@ -1,22 +1,22 @@
 //! When to look at what again.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 
+use rustc_hash::FxHashMap;
 use transfer_proto::proto::time::Time;
 
-/// One time for each key, the earliest first: a binary heap that knows where each key stands.
+/// One time for each key, the earliest first: a binary heap that knows where each key stands. Keys are numbers of ours.
 ///
 /// Setting, removing and taking cost the logarithm of their number, and no allocation once it has grown.
 #[derive(Debug)]
 pub(super) struct Timers<K> {
     heap: Vec<(Time, K)>,
-    places: HashMap<K, usize>,
+    places: FxHashMap<K, usize>,
 }
 
 impl<K> Default for Timers<K> {
     fn default() -> Self {
-        Self { heap: Vec::new(), places: HashMap::new() }
+        Self { heap: Vec::new(), places: FxHashMap::default() }
     }
 }
 

@@ -5,13 +5,13 @@
 //! and small slices on all others stay on the driver's thread, where they take no detour. A carrier moves bytes and
 //! takes a note of what has completed ([`Report`]); everything else is decided by the driver.
 
-use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
 use transfer_sys::poll::Epoll;
 use transfer_sys::{OsError, OsResult};
 
@@ -44,7 +44,7 @@ struct Carrier {
     epoll: Epoll,
     wake: Wake,
     /// The connections that were lent to it, by token.
-    lines: Mutex<HashMap<u64, Arc<Line>>>,
+    lines: Mutex<FxHashMap<u64, Arc<Line>>>,
 }
 
 /// All of an agent's. They are started when they are needed for the first time, and end when this is dropped; then
@@ -122,7 +122,9 @@ impl Carriers {
 
     /// The connections that have a report.
     pub(super) fn take_told(&self, told: &mut Vec<u64>) {
-        std::mem::swap(&mut *self.common.told(), told);
+        if !self.carriers.is_empty() {
+            std::mem::swap(&mut *self.common.told(), told);
+        }
     }
 
     /// Whether a carrier has ended by a fault.
@@ -172,7 +174,7 @@ struct Work {
 }
 
 impl Carrier {
-    fn lines(&self) -> MutexGuard<'_, HashMap<u64, Arc<Line>>> {
+    fn lines(&self) -> MutexGuard<'_, FxHashMap<u64, Arc<Line>>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

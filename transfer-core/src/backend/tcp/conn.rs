@@ -1,10 +1,10 @@
 //! One data connection: both directions, and the slices that wait for an answer on it.
 
-use std::collections::HashMap;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
 use transfer_proto::codec::DecodeError;
 use transfer_proto::desc::DescList;
 use transfer_proto::id::{Incarnation, RailId, XferId};
@@ -122,7 +122,8 @@ pub(super) struct Conn {
     intake: Intake,
     inbound: Inbound,
     unjudged: Option<Unjudged>,
-    awaited: HashMap<(XferId, u32), Awaited>,
+    /// By names that are ours: a peer can ask for others, and add none.
+    awaited: FxHashMap<(XferId, u32), Awaited>,
     /// Bytes of those.
     awaited_bytes: u64,
     /// Bytes of each slice that has left the connection since it was last asked.
@@ -151,7 +152,7 @@ impl Conn {
             intake: Intake::new(),
             inbound: Inbound::Head,
             unjudged: None,
-            awaited: HashMap::new(),
+            awaited: FxHashMap::default(),
             awaited_bytes: 0,
             freed: Vec::new(),
             spares: Vec::new(),

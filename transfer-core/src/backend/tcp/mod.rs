@@ -31,6 +31,7 @@ use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use transfer_proto::id::{Incarnation, RailId, XferId};
 use transfer_proto::proto::rails::{RailError, RailEvent};
 use transfer_proto::proto::time::Time;
@@ -63,7 +64,7 @@ fn size_buffers(stream: &TcpStream, wanted: Option<u32>) -> OsResult<()> {
 /// The data connections of an agent.
 pub(crate) struct Tcp {
     shared: Arc<Shared>,
-    lines: HashMap<u64, Arc<Line>>,
+    lines: FxHashMap<u64, Arc<Line>>,
     carriers: Carriers,
     peers: HashMap<Incarnation, PeerRails>,
     /// Peers with slices that were submitted since they were last given to rails.
@@ -80,7 +81,7 @@ pub(crate) struct Tcp {
 
 impl Tcp {
     pub(crate) fn new(shared: Arc<Shared>, epoll: Arc<Epoll>) -> Self {
-        let (lines, peers) = (HashMap::new(), HashMap::new());
+        let (lines, peers) = (FxHashMap::default(), HashMap::new());
         let (submitted, unsent, done, news) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (carriers, told) = (Carriers::new(Arc::clone(&shared), epoll), Vec::new());
         Self { shared, lines, carriers, peers, submitted, unsent, warm: None, done, news, told }
@@ -147,20 +148,19 @@ impl Tcp {
             self.warm = Some(token);
             return false;
         }
-        let result = self.settle(&line, conn, result);
+        let result = self.settle(&line, conn, result, now);
         drop(guard);
         self.keep_or_lose(&line, result);
         true
     }
 
     /// Goes on with a connection.
-    pub(crate) fn ready(&mut self, ready: Ready) {
+    pub(crate) fn ready(&mut self, ready: Ready, now: Time) {
         let Some(line) = self.lines.get(&ready.token).cloned() else { return };
         let mut guard = line.claim();
         let Some(conn) = guard.as_mut() else { return };
-        let now = self.shared.clock.now();
         let result = conn.turn(ready.readable, &self.shared.regions, &mut self.done, now);
-        let result = self.settle(&line, conn, result);
+        let result = self.settle(&line, conn, result, now);
         drop(guard);
         self.keep_or_lose(&line, result);
     }
@@ -171,11 +171,12 @@ impl Tcp {
         line: &Arc<Line>,
         conn: &mut Conn,
         result: Result<usize, ConnError>,
+        now: Time,
     ) -> Result<(), ConnError> {
         let moved = result?;
         conn.watch(self.carriers.epoll_of(line), line.token)?;
         if moved > 0 || conn.has_freed() {
-            self.moved(line, moved > 0, conn.take_freed());
+            self.moved(line, moved > 0, conn.take_freed(), now);
         }
         if line.carrier().is_some() {
             return Ok(());
@@ -204,8 +205,8 @@ impl Tcp {
     }
 
     /// Tells the rails that one of them moves, and of slices that have left it.
-    fn moved(&mut self, line: &Line, moved: bool, freed: impl Iterator<Item = u64>) {
-        let (peer, rail, now) = (line.peer, line.rail, self.shared.clock.now());
+    fn moved(&mut self, line: &Line, moved: bool, freed: impl Iterator<Item = u64>, now: Time) {
+        let (peer, rail) = (line.peer, line.rail);
         let Some(rails) = self.peers.get_mut(&peer) else { return };
         if moved {
             rails.rails.progressed(rail, now);
@@ -217,7 +218,7 @@ impl Tcp {
     }
 
     /// Takes in what carriers have to tell.
-    fn collect(&mut self) {
+    fn collect(&mut self, now: Time) {
         let mut told = std::mem::take(&mut self.told);
         self.carriers.take_told(&mut told);
         for token in told.drain(..) {
@@ -225,7 +226,7 @@ impl Tcp {
             let mut report = line.report();
             self.done.append(&mut report.done);
             let (moved, error) = (std::mem::take(&mut report.moved), report.error.take());
-            self.moved(&line, moved, report.freed.drain(..));
+            self.moved(&line, moved, report.freed.drain(..), now);
             drop(report);
             self.keep_or_lose(&line, error.map_or(Ok(()), Err));
         }
@@ -296,7 +297,7 @@ impl Tcp {
     /// Time has passed.
     pub(crate) fn handle_timeout(&mut self, now: Time) {
         // What a carrier has moved counts.
-        self.collect();
+        self.collect(now);
         let due = |rails: &PeerRails| rails.rails.poll_timeout().is_some_and(|at| at <= now);
         let peers: Vec<_> =
             self.peers.iter().filter(|(_, rails)| due(rails)).map(|(peer, _)| *peer).collect();
@@ -323,8 +324,7 @@ impl Tcp {
     }
 
     /// Gives waiting slices to rails, as many as they take.
-    fn place(&mut self, peer: Incarnation) {
-        let now = self.shared.clock.now();
+    fn place(&mut self, peer: Incarnation, now: Time) {
         let Some(rails) = self.peers.get_mut(&peer) else { return };
         while let Some((slice, token)) = rails.next(now) {
             let Some(line) = self.lines.get(&token) else { continue };
@@ -340,7 +340,7 @@ impl Tcp {
 
     /// Sends what was submitted; slices that were submitted together leave together. What is carried, or worth it,
     /// leaves on its carrier.
-    fn flush(&mut self) {
+    fn flush(&mut self, now: Time) {
         while let Some(token) = self.unsent.pop() {
             let Some(line) = self.lines.get(&token).cloned() else { continue };
             if let Some(carrier) = line.carrier() {
@@ -351,9 +351,9 @@ impl Tcp {
             let Some(conn) = guard.as_mut() else { continue };
             let result = if self.carriers.want(conn) { Ok(0) } else { conn.flush() };
             if let Ok(moved) = result {
-                conn.note_moved(moved, self.shared.clock.now());
+                conn.note_moved(moved, now);
             }
-            let result = self.settle(&line, conn, result);
+            let result = self.settle(&line, conn, result, now);
             drop(guard);
             self.keep_or_lose(&line, result);
         }
@@ -381,13 +381,13 @@ impl Backend for Tcp {
         }
     }
 
-    fn poll(&mut self, completions: &mut Vec<Completion>) {
-        self.collect();
+    fn poll(&mut self, now: Time, completions: &mut Vec<Completion>) {
+        self.collect(now);
         let mut submitted = std::mem::take(&mut self.submitted);
-        submitted.drain(..).for_each(|peer| self.place(peer));
+        submitted.drain(..).for_each(|peer| self.place(peer, now));
         // Placing submits nothing.
         self.submitted = submitted;
-        self.flush();
+        self.flush(now);
         completions.append(&mut self.done);
     }
 
@@ -403,7 +403,7 @@ impl Backend for Tcp {
                 drop(guard);
                 self.lose(token);
             } else {
-                let result = self.settle(&line, conn, Ok(0));
+                let result = self.settle(&line, conn, Ok(0), self.shared.clock.now());
                 drop(guard);
                 self.keep_or_lose(&line, result);
             }
