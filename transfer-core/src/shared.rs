@@ -21,7 +21,7 @@ use crate::backend::shm::{Copies, Work};
 use crate::clock::{self, Clock};
 use crate::config::Checked;
 use crate::counter::Counters;
-use crate::driver::{Driver, Seat, Wire};
+use crate::driver::{Driver, GUEST, Seat, Wire};
 use crate::error::{Error, Result};
 use crate::event::EventQueue;
 use crate::list::{LocalList, RemoteList};
@@ -381,6 +381,10 @@ impl Shared {
         let (name, ledger) = (name.to_owned(), PeerLedger::map(file)?);
         let guest = Arc::new(Guest { name, incarnation, process, ledger });
         self.guests.add(Arc::clone(&guest));
+        // Told once, since a process ends once, and what keeps the descriptor may stay.
+        if let Err(error) = self.seat.inner.add_edge(guest.process.as_fd(), GUEST) {
+            tracing::warn!(%error, peer = guest.name, "its end will be seen when the next one is met");
+        }
         Ok(guest)
     }
 

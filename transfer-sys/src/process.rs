@@ -1,7 +1,7 @@
 //! Another process's memory, and whether that process still lives.
 #![allow(unsafe_code, reason = "process_vm_readv, process_vm_writev and pidfd_open")]
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::{OsError, OsResult, RawRange};
 
@@ -38,6 +38,12 @@ impl Process {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Turns readable when the process ends.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Whether it has not ended yet. A pidfd turns readable when its process ends. Cost: one syscall.

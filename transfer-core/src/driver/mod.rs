@@ -61,7 +61,9 @@ const WAKE: u64 = 0;
 const LISTEN_TCP: u64 = 1;
 const LISTEN_LOCAL: u64 = 2;
 const KICK: u64 = 3;
-const FIRST_CONN: u64 = 4;
+/// The end of a process that may write into this agent's memory.
+pub(crate) const GUEST: u64 = 4;
+const FIRST_CONN: u64 = 5;
 
 /// One turn of so many looks at everything, while data moves.
 const LOOKS: u32 = 8;
@@ -264,6 +266,7 @@ impl Driver {
             WAKE | KICK => {}
             LISTEN_TCP => self.accept_tcp(),
             LISTEN_LOCAL => self.accept_local(),
+            GUEST => self.shared.guests.drop_gone(),
             token if self.tcp.owns(token) => {
                 self.tcp.ready(ready, now);
                 self.has_moved(now);

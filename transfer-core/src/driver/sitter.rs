@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_millis(10);
 /// Where the sitter sleeps.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    pub(super) inner: Arc<Epoll>,
+    pub(crate) inner: Arc<Epoll>,
     outer: Epoll,
     kick: EventFd,
     /// Until when a thread that polls is trusted to come back: the sitter sleeps meanwhile, whatever there is to do.
