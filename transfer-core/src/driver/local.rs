@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use transfer_proto::id::{Incarnation, RegionId};
@@ -11,7 +12,7 @@ use transfer_sys::process::Process;
 use transfer_sys::{OsError, RawRange, socket};
 
 use crate::error::{Error, Result};
-use crate::mem::RegionTable;
+use crate::mem::{RegionCore, RegionTable};
 
 /// Answers that may wait to be sent; a peer that asks without taking them is cut off.
 const ANSWERS_MAX: usize = 4096;
@@ -23,7 +24,8 @@ pub(super) struct LocalConn {
     have: Vec<u8>,
     /// The descriptor that came with the message being read.
     file: Option<OwnedFd>,
-    out: VecDeque<(LocalMessage, Option<OwnedFd>)>,
+    /// What waits to be sent, with the region whose file goes with it: a copy of that would want a descriptor.
+    out: VecDeque<(LocalMessage, Option<Arc<RegionCore>>)>,
     waiting: VecDeque<(RegionId, Sender<Result<OwnedFd>>)>,
 }
 
@@ -79,10 +81,10 @@ impl LocalConn {
                 if self.out.len() >= ANSWERS_MAX {
                     return Err(broken("the peer asks and does not take the answers"));
                 }
-                let file = regions.find(id).and_then(|region| region.file()?.try_clone().ok());
+                let region = regions.find(id).filter(|region| region.file().is_some());
                 let answer =
-                    if file.is_some() { LocalMessage::Mapped(id) } else { LocalMessage::NotMapped(id) };
-                self.out.push_back((answer, file));
+                    if region.is_some() { LocalMessage::Mapped(id) } else { LocalMessage::NotMapped(id) };
+                self.out.push_back((answer, region));
                 Ok(())
             }
             LocalMessage::Mapped(id) => {
@@ -106,9 +108,9 @@ impl LocalConn {
 
     /// Sends what waits, as far as it goes.
     pub(super) fn flush(&mut self) -> Result<(), OsError> {
-        while let Some((message, file)) = self.out.front() {
+        while let Some((message, region)) = self.out.front() {
             let bytes = message.encode();
-            let sent = match file {
+            let sent = match region.as_ref().and_then(|region| region.file()) {
                 Some(file) => socket::send_with_fd(self.stream.as_fd(), &bytes, file.as_fd()),
                 None => send_plain(&self.stream, &bytes),
             };
