@@ -65,6 +65,10 @@ pub(crate) fn open_rail(agent: &Arc<Shared>, end: DataEnd, rail: RailId) -> Resu
     Dial { agent, address: &address, end: until, reached: Some(end.address) }.data_connection(end, rail)
 }
 
+/// No descriptor is left for this process, or for the system (open(2)).
+const EMFILE: i32 = 24;
+const ENFILE: i32 = 23;
+
 impl Dial<'_> {
     fn left(&self) -> Result<Duration> {
         clock::left(self.end).ok_or_else(|| Error::unreachable(self.address, &"no answer in time"))
@@ -205,9 +209,16 @@ impl Dial<'_> {
         if name.is_empty() {
             return Ok((None, Err(Reason::Refused)));
         }
-        let Ok(stream) = connect_local(name) else { return Ok((None, Err(Reason::OtherHost))) };
+        // Being short of descriptors says nothing of where the peer is, and nobody is to end on a slower path for it.
+        let is_short = |os: &OsError| matches!(os.errno, EMFILE | ENFILE);
+        let stream = match connect_local(name) {
+            Ok(stream) => stream,
+            Err(Error::Os(os)) if is_short(&os) => return Err(os.into()),
+            Err(_) => return Ok((None, Err(Reason::OtherHost))),
+        };
         match self.greet_local(&stream, peer, token) {
             Ok(way) => Ok((Some(stream), Ok(way))),
+            Err(Error::Os(os)) if is_short(&os) => Err(os.into()),
             // One that has just ended is no such case, and shows elsewhere.
             Err(Error::Os(os)) if os.op == PIDFD_OPEN && os.errno != libc::ESRCH => {
                 Ok((None, Err(Reason::NoPidfd)))
@@ -235,7 +246,8 @@ impl Dial<'_> {
         self.read(stream, set_timeout, &mut answer[count..]).map_err(fail)?;
         match LocalMessage::decode(answer) {
             Ok(LocalMessage::Welcome { incarnation: theirs, probe: at }) if theirs == peer.incarnation => {
-                let file = file.ok_or_else(|| self.refused("local"))?;
+                // It always comes; the kernel drops it where this process has no place for it (unix(7)).
+                let file = file.ok_or_else(|| OsError::new("recvmsg", "the peer's ledger", EMFILE))?;
                 let guest = self.agent.welcome(process, &peer.name, theirs, &file)?;
                 let ptrace = probe(&guest.process, at, theirs);
                 Ok(LocalWay { guest, ptrace })

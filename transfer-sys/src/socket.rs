@@ -122,7 +122,8 @@ pub fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) ->
     usize::try_from(n).map_err(|_| OsError::last("sendmsg", "SCM_RIGHTS"))
 }
 
-/// Reads bytes and at most one descriptor that came with them; further ones are closed by the kernel.
+/// Reads bytes and at most one descriptor that came with them; further ones are closed by the kernel. So is the first
+/// where this process has no place left for it (unix(7)).
 ///
 /// # Errors
 /// [`OsError`] of recvmsg; [`OsError::would_block`] where there is nothing yet.
