@@ -6,7 +6,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use transfer_core::{Address, Agent, Desc, DescList, Event, PathSet, Region};
 
 use crate::support::{WAIT, bytes_of, config, keyed, pattern};
@@ -14,8 +17,18 @@ use crate::support::{WAIT, bytes_of, config, keyed, pattern};
 #[path = "owner.rs"]
 pub mod owner;
 
+#[path = "actor.rs"]
+pub mod actor;
+
+#[path = "ballast.rs"]
+pub mod ballast;
+
+use self::actor::Actor;
+use self::ballast::Ballast;
 use self::owner::Owner;
 
+static ACTOR: Mutex<Option<Actor>> = Mutex::new(None);
+static BALLAST: Mutex<Option<Ballast>> = Mutex::new(None);
 static OWNER: Mutex<Option<Arc<Owner>>> = Mutex::new(None);
 static HAMMERED: Mutex<Option<JoinHandle<String>>> = Mutex::new(None);
 
@@ -57,8 +70,7 @@ impl Process {
 
     /// Says a line and returns the answer.
     pub fn ask(&mut self, line: &str) -> String {
-        writeln!(self.stdin, "{line}").unwrap();
-        self.stdin.flush().unwrap();
+        self.tell(line);
         loop {
             let mut answer = String::new();
             assert!(self.stdout.read_line(&mut answer).unwrap() > 0, "the child ended");
@@ -67,6 +79,12 @@ impl Process {
                 return answer.trim_end().to_owned();
             }
         }
+    }
+
+    /// Says a line to which no answer is waited for.
+    pub fn tell(&mut self, line: &str) {
+        writeln!(self.stdin, "{line}").unwrap();
+        self.stdin.flush().unwrap();
     }
 
     pub fn address(&mut self) -> Address {
@@ -79,18 +97,25 @@ impl Process {
         (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
     }
 
-    fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    /// Sends a signal, which takes effect in its own time.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
     }
 
-    /// Stops it, and returns when it has stopped: a signal takes its time.
+    /// Stops it, and returns when it has stopped.
     pub fn freeze(&self) {
-        self.signal("-STOP");
+        self.signal(Signal::SIGSTOP);
+        self.has_stopped();
+    }
+
+    /// Returns when a signal has stopped it.
+    pub fn has_stopped(&self) {
         let stat = format!("/proc/{}/task", self.child.id());
+        // A thread that has ended meanwhile does nothing either.
         let stopped = |task: std::io::Result<std::fs::DirEntry>| {
-            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
-            stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+            let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat")));
+            stat.is_ok_and(|stat| stat.rsplit(')').next().unwrap().trim_start().starts_with(['T', 'Z']))
         };
         while !std::fs::read_dir(&stat).unwrap().all(stopped) {
             std::thread::yield_now();
@@ -98,7 +123,17 @@ impl Process {
     }
 
     pub fn thaw(&self) {
-        self.signal("-CONT");
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// CPU time of its threads.
+    pub fn cpu(&self) -> Duration {
+        let of = |task: std::io::Result<std::fs::DirEntry>| -> u64 {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap_or_default();
+            stat.split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0)
+        };
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        Duration::from_nanos(tasks.map(of).sum())
     }
 
     pub fn kill(&mut self) {
@@ -143,6 +178,9 @@ pub fn main() {
     let foreign = agent.adopt(pattern(101, len), "foreign").unwrap();
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
+        if line == "leave" {
+            break;
+        }
         let words: Vec<&str> = line.split(' ').collect();
         let answer = answer(&agent, [&allocated, &foreign], &words);
         println!("> {answer}");
@@ -170,6 +208,21 @@ fn answer(agent: &Agent, [allocated, foreign]: [&Region; 2], words: &[&str]) -> 
         }
         ["grant"] => OWNER.lock().unwrap().as_ref().unwrap().grant(),
         ["disown"] => OWNER.lock().unwrap().take().unwrap().end(),
+        ["act", what, address] => {
+            *ACTOR.lock().unwrap() = Some(Actor::start(agent, allocated, what, address));
+            "acting".to_owned()
+        }
+        ["short", address] => ballast::live_short_of_descriptors(&address.parse().unwrap()),
+        ["fill"] => {
+            let _before = BALLAST.lock().unwrap().take();
+            *BALLAST.lock().unwrap() = Some(Ballast::leave(0));
+            "full".to_owned()
+        }
+        ["empty"] => {
+            BALLAST.lock().unwrap().take();
+            "empty".to_owned()
+        }
+        ["acted"] => ACTOR.lock().unwrap().take().unwrap().end(),
         ["stopped"] => HAMMERED.lock().unwrap().take().unwrap().join().unwrap(),
         _ => panic!("unknown command {words:?}"),
     }

@@ -1,15 +1,18 @@
 //! What must not change: bytes around a region, and how much of the system this process holds.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::disallowed_methods, reason = "waits with a bound")]
 
+use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use transfer_core::{Agent, Region, RegionOptions};
 use transfer_sys::copy;
 use transfer_sys::memfd::{Memfd, MemfdOptions};
 
-use crate::support::pattern;
+use crate::support::{WAIT, pattern};
 
 /// Bytes in front of a region and behind it.
 const GUARD_BYTES: usize = 64 << 10;
@@ -71,7 +74,7 @@ pub fn alone() -> MutexGuard<'static, ()> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holdings {
     descriptors: usize,
-    threads: usize,
+    pub threads: usize,
     mappings: usize,
 }
 
@@ -80,7 +83,7 @@ impl Holdings {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
         // The test harness comes and goes too. An agent's threads are called by its name and what they do.
         let is_agents =
-            |name: String| name.contains("-driver") || name.contains("-copy") || name.contains("-rail");
+            |name: String| ["-driver", "-copy", "-tcp", "-rail"].iter().any(|what| name.contains(what));
         let name =
             |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -91,15 +94,32 @@ impl Holdings {
         }
     }
 
+    /// The same, of which this many threads have come as far as to have their names.
+    pub fn with_threads(threads: usize) -> Self {
+        crate::support::until("threads", || Self::now().threads == threads);
+        Self::now()
+    }
+
     /// Returns when this process holds no more than that again.
     pub fn come_back(self) {
-        crate::support::until(&format!("what was held, {self:?}"), || {
-            let now = Self::now();
+        let no_more = |now: Self| {
             now.descriptors <= self.descriptors
                 && now.threads <= self.threads
                 && now.mappings <= self.mappings
-        });
+        };
+        let from = Instant::now();
+        while !no_more(Self::now()) {
+            let now = Self::now();
+            assert!(from.elapsed() < WAIT, "{self:?} were held, and now {now:?}: {:?}", descriptors());
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
+}
+
+/// What the descriptors of this process lead to.
+fn descriptors() -> Vec<PathBuf> {
+    let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    all.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()
 }
 
 /// Memory that is in use by this process, in bytes.
