@@ -66,7 +66,7 @@ pub(crate) fn open_rail(agent: &Arc<Shared>, end: DataEnd, rail: RailId) -> Resu
 }
 
 /// No descriptor is left for this process, or for the system (open(2)).
-const EMFILE: i32 = 24;
+pub(crate) const EMFILE: i32 = 24;
 const ENFILE: i32 = 23;
 
 impl Dial<'_> {

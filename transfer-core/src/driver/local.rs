@@ -11,6 +11,7 @@ use transfer_proto::proto::local::{LOCAL_BYTES, LocalMessage};
 use transfer_sys::process::Process;
 use transfer_sys::{OsError, RawRange, socket};
 
+use crate::dial::EMFILE;
 use crate::error::{Error, Result};
 use crate::mem::{RegionCore, RegionTable};
 
@@ -88,7 +89,9 @@ impl LocalConn {
                 Ok(())
             }
             LocalMessage::Mapped(id) => {
-                self.answered(id, file.ok_or_else(|| broken("no file came")).map_err(Error::Os))
+                // The kernel drops it where this process has no place for it (unix(7)).
+                let file = file.ok_or_else(|| OsError::new("recvmsg", "the file of a region", EMFILE));
+                self.answered(id, file.map_err(Error::Os))
             }
             LocalMessage::NotMapped(id) => self.answered(id, Err(Error::RegionClosed { region: id })),
             _ => Err(broken("a greeting in mid-connection")),

@@ -18,7 +18,7 @@ use transfer_proto::proto::time::Time;
 use transfer_sys::OsResult;
 use transfer_sys::poll::{Epoll, EventFd, Ready};
 
-use super::{Driver, KICK, WAKE};
+use super::{Driver, GUEST, KICK, WAKE};
 use crate::shared::Shared;
 use crate::sync::Leading;
 use crate::xfer::{XferCore, XferRef};
@@ -141,10 +141,14 @@ impl Shared {
         Some(served)
     }
 
-    /// What the sitter was woken by is another's to handle. All but the bell tells of itself again.
+    /// What the sitter was woken by is another's to handle. All but what is told once tells of itself again.
     fn pass_on(&self, place: Place, ready: &[Ready]) {
-        if place == Place::Inside && ready.iter().any(|ready| ready.token == WAKE) {
+        let told = |token| place == Place::Inside && ready.iter().any(|ready| ready.token == token);
+        if told(WAKE) {
             self.wake.repeat();
+        }
+        if told(GUEST) {
+            self.guests.drop_gone();
         }
     }
 
