@@ -65,10 +65,6 @@ pub(crate) fn open_rail(agent: &Arc<Shared>, end: DataEnd, rail: RailId) -> Resu
     Dial { agent, address: &address, end: until, reached: Some(end.address) }.data_connection(end, rail)
 }
 
-/// No descriptor is left for this process, or for the system (open(2)).
-pub(crate) const EMFILE: i32 = 24;
-const ENFILE: i32 = 23;
-
 impl Dial<'_> {
     fn left(&self) -> Result<Duration> {
         clock::left(self.end).ok_or_else(|| Error::unreachable(self.address, &"no answer in time"))
@@ -210,7 +206,7 @@ impl Dial<'_> {
             return Ok((None, Err(Reason::Refused)));
         }
         // Being short of descriptors says nothing of where the peer is, and nobody is to end on a slower path for it.
-        let is_short = |os: &OsError| matches!(os.errno, EMFILE | ENFILE);
+        let is_short = |os: &OsError| matches!(os.errno, libc::EMFILE | libc::ENFILE);
         let stream = match connect_local(name) {
             Ok(stream) => stream,
             Err(Error::Os(os)) if is_short(&os) => return Err(os.into()),
@@ -247,7 +243,7 @@ impl Dial<'_> {
         match LocalMessage::decode(answer) {
             Ok(LocalMessage::Welcome { incarnation: theirs, probe: at }) if theirs == peer.incarnation => {
                 // It always comes; the kernel drops it where this process has no place for it (unix(7)).
-                let file = file.ok_or_else(|| OsError::new("recvmsg", "the peer's ledger", EMFILE))?;
+                let file = file.ok_or_else(|| OsError::new("recvmsg", "the peer's ledger", libc::EMFILE))?;
                 let guest = self.agent.welcome(process, &peer.name, theirs, &file)?;
                 let ptrace = probe(&guest.process, at, theirs);
                 Ok(LocalWay { guest, ptrace })

@@ -11,7 +11,6 @@ use transfer_proto::proto::local::{LOCAL_BYTES, LocalMessage};
 use transfer_sys::process::Process;
 use transfer_sys::{OsError, RawRange, socket};
 
-use crate::dial::EMFILE;
 use crate::error::{Error, Result};
 use crate::mem::{RegionCore, RegionTable};
 
@@ -90,7 +89,7 @@ impl LocalConn {
             }
             LocalMessage::Mapped(id) => {
                 // The kernel drops it where this process has no place for it (unix(7)).
-                let file = file.ok_or_else(|| OsError::new("recvmsg", "the file of a region", EMFILE));
+                let file = file.ok_or_else(|| OsError::new("recvmsg", "the file of a region", libc::EMFILE));
                 self.answered(id, file.map_err(Error::Os))
             }
             LocalMessage::NotMapped(id) => self.answered(id, Err(Error::RegionClosed { region: id })),

@@ -70,11 +70,7 @@ impl Refusals {
 
 /// Whether there is nothing left to accept a connection with (accept(2)).
 pub(super) fn out_of_room(error: &std::io::Error) -> bool {
-    const ENOMEM: i32 = 12;
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-    const ENOBUFS: i32 = 105;
-    matches!(error.raw_os_error(), Some(ENOMEM | ENFILE | EMFILE | ENOBUFS))
+    matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENFILE | libc::EMFILE | libc::ENOBUFS))
 }
 
 /// Whose connection goes: the oldest of the source that has most. Tokens are in the order of their connections.
