@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use support::{WAIT, agent, bytes_of, pattern};
 use transfer_core::{
-    Agent, Desc, DescList, Error, Event, LocalList, Path, PathSet, Peer, Region, RemoteList,
+    Agent, Desc, DescList, Error, Event, LocalList, Path, PathSet, Peer, Region, RemoteList, Request,
 };
 use transfer_sys::poll::Epoll;
 
@@ -34,6 +34,9 @@ struct Ends {
     theirs: Region,
     local: LocalList,
     remote: RemoteList,
+    /// A little to move besides.
+    aside: (LocalList, RemoteList),
+    _aside: [Region; 2],
 }
 
 impl Ends {
@@ -50,7 +53,19 @@ impl Ends {
         let local = here.prepare(&whole(mine.id())).unwrap();
         let remote = peer.prepare(&whole(theirs.id())).unwrap();
         assert_eq!(remote.path(), path);
-        Self { here, there, peer, mine, theirs, local, remote }
+        let _aside = [here.alloc(4096, "aside").unwrap(), there.alloc(4096, "aside").unwrap()];
+        let page = |region: &Region| DescList::from(Desc::contiguous(region.id(), 0, 4096));
+        let aside = (here.prepare(&page(&_aside[0])).unwrap(), peer.prepare(&page(&_aside[1])).unwrap());
+        Self { here, there, peer, mine, theirs, local, remote, aside, _aside }
+    }
+
+    /// The one of several requests that a seed stands for.
+    fn request(&self, write: bool) -> Request {
+        if write {
+            self.peer.write(&self.local, &self.remote)
+        } else {
+            self.peer.read(&self.local, &self.remote)
+        }
     }
 }
 
@@ -64,15 +79,24 @@ fn moments(seed: u64) {
     }
 }
 
-/// Whoever was told that it is over may use the buffer: nothing of the transfer comes after.
+/// Whoever was told that it is over may use the buffers, on both sides: nothing of the transfer comes after, also not
+/// with what is moved next.
 fn left_alone(ends: &Ends) {
-    ends.mine.write_at(0, &[0xA5; 1 << 16]).unwrap();
-    ends.mine.write_at(LEN - (1 << 16), &[0xA5; 1 << 16]).unwrap();
-    std::thread::yield_now();
-    for offset in [0, LEN - (1 << 16)] {
-        let mut out = vec![0; 1 << 16];
-        ends.mine.read_at(offset, &mut out).unwrap();
-        assert!(out.iter().all(|&byte| byte == 0xA5), "written after the end");
+    const PART: usize = 1 << 16;
+    let buffers = [&ends.mine, &ends.theirs];
+    for buffer in buffers {
+        for offset in [0, LEN - PART] {
+            buffer.write_at(offset, &[0xA5; PART]).unwrap();
+        }
+    }
+    let next = ends.peer.read(&ends.aside.0, &ends.aside.1).post().and_then(|xfer| xfer.wait(WAIT));
+    assert!(next.is_ok() || !ends.peer.is_up(), "{next:?}");
+    for buffer in buffers {
+        for offset in [0, LEN - PART] {
+            let mut out = vec![0; PART];
+            buffer.read_at(offset, &mut out).unwrap();
+            assert!(out.iter().all(|&byte| byte == 0xA5), "written after the end");
+        }
     }
 }
 
@@ -80,21 +104,24 @@ fn left_alone(ends: &Ends) {
 fn cancelled_at_any_moment_it_ends_once_and_leaves_the_buffer_alone() {
     for path in Path::ALL {
         let ends = Ends::new(path, LEN);
-        ends.theirs.write_at(0, &pattern(7, LEN)).unwrap();
-        for seed in 0..48 {
-            let xfer = ends.peer.read(&ends.local, &ends.remote).post().unwrap();
+        for seed in 0..96 {
+            let is_write = seed % 16 >= 8;
+            let xfer = ends.request(is_write).post().unwrap();
             moments(seed);
             if seed % 3 == 0 {
                 drop(xfer);
             } else {
                 xfer.cancel();
                 let outcome = xfer.wait(WAIT);
-                assert!(matches!(outcome, Ok(_) | Err(Error::Cancelled)), "{path} {seed}: {outcome:?}");
+                let is_end = matches!(outcome, Ok(_) | Err(Error::Cancelled));
+                assert!(is_end, "{path} {seed}, write: {is_write}: {outcome:?}");
                 assert_eq!(format!("{outcome:?}"), format!("{:?}", xfer.wait(WAIT)), "told once");
             }
             left_alone(&ends);
+            assert!(ends.peer.is_up(), "{path} {seed}: a cancelled transfer took the peer with it");
         }
         // The way is still there, and whole.
+        ends.theirs.write_at(0, &pattern(7, LEN)).unwrap();
         ends.peer.read(&ends.local, &ends.remote).post().unwrap().wait(WAIT).unwrap();
         assert!(bytes_of(&ends.mine) == pattern(7, LEN), "{path}");
     }
@@ -107,12 +134,7 @@ fn overtaken_by_its_deadline_at_any_moment_it_ends_and_leaves_the_buffer_alone()
         for seed in 0..48_u64 {
             // Epoll counts in milliseconds.
             let timeout = Duration::from_micros([0, 100, 1000, 2000, 3000, 8000][(seed % 6) as usize]);
-            let request = if seed % 2 == 0 {
-                ends.peer.read(&ends.local, &ends.remote)
-            } else {
-                ends.peer.write(&ends.local, &ends.remote)
-            };
-            match request.timeout(timeout).post().and_then(|xfer| xfer.wait(WAIT)) {
+            match ends.request(seed % 12 >= 6).timeout(timeout).post().and_then(|xfer| xfer.wait(WAIT)) {
                 Ok(_) => {}
                 Err(error @ Error::Deadline { .. }) => assert!(error.is_retryable()),
                 // A request that was half sent takes its connection with it.
