@@ -296,7 +296,7 @@ typedef struct {
     // Transfers within one host of at most so many bytes are copied inside the posting call, which saves the
     // hand-over to another thread. Default 1 MiB, 20 to 100 microseconds.
     uint64_t inline_bytes_max;
-    // Bytes of a slice, 4 KiB to 64 MiB: the unit of progress, cancellation and striping. Default 1 MiB.
+    // Bytes of a slice, 4 KiB to 64 MiB: the unit of progress, cancellation and striping. Default 2 MiB.
     uint64_t slice_bytes_max;
     // Bytes that may wait to be sent to a peer before notifications are refused, 64 KiB to 1 GiB. Default 4 MiB.
     uint64_t unsent_bytes_max;

@@ -61,7 +61,7 @@ pub struct Config {
     /// Threads that copy within one host, for transfers that nobody waits for. Default `None`: one, or two where the
     /// process has at least eight cores, since one copies at half the speed of such a machine's memory or less.
     pub copy_threads: Option<usize>,
-    /// Bytes of a slice: the unit of progress, cancellation and striping. Default 1 MiB.
+    /// Bytes of a slice: the unit of progress, cancellation and striping. Default 2 MiB, what one call to a socket takes.
     pub slice_bytes_max: u64,
     /// Slices of one transfer in flight. Default 16.
     pub slices_in_flight_max: u32,
@@ -104,7 +104,7 @@ impl Config {
             tcp_buffer_bytes: None,
             inline_bytes_max: 1 << 20,
             copy_threads: None,
-            slice_bytes_max: 1 << 20,
+            slice_bytes_max: 2 << 20,
             slices_in_flight_max: 16,
             transfer_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(5),

@@ -36,8 +36,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 INIT = HERE / "init.sh"
 NETWORK = HERE / "network.sh"
 KERNEL = "linux-image-amd64"
+# QEMU looks for its parts beside itself, so they are named here: of other packages only those come that are not installed.
 PACKAGES = [
-    "qemu-system-x86", "seabios", "busybox-static", "iproute2", "libibverbs1", "ibverbs-providers", "ibverbs-utils",
+    "qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios", "busybox-static", "iproute2", "libibverbs1", "ibverbs-providers", "ibverbs-utils",
     "perftest", "librdmacm1", "kmod",
 ]
 MODULES = [

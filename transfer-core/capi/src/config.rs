@@ -96,7 +96,7 @@ pub struct hr_config_t {
     /// Transfers within one host of at most so many bytes are copied inside the posting call, which saves the
     /// hand-over to another thread. Default 1 MiB, 20 to 100 microseconds.
     pub inline_bytes_max: u64,
-    /// Bytes of a slice, 4 KiB to 64 MiB: the unit of progress, cancellation and striping. Default 1 MiB.
+    /// Bytes of a slice, 4 KiB to 64 MiB: the unit of progress, cancellation and striping. Default 2 MiB.
     pub slice_bytes_max: u64,
     /// Bytes that may wait to be sent to a peer before notifications are refused, 64 KiB to 1 GiB. Default 4 MiB.
     pub unsent_bytes_max: u64,
