@@ -106,7 +106,8 @@ fn a_loop_waits_for_a_transfer_a_counter_and_a_peer() {
         let binary = compile(language, &source, prefix.path(), &by_hand(prefix.path()));
         assert_eq!(run(&binary, [""; 0]), told, "{language:?}");
         if there_is("valgrind") {
-            assert_eq!(valgrind(&binary), told, "{language:?}");
+            // Where it knows no pidfd_open(2) (before 3.20) there is no shared memory, which a strict agent would not bear.
+            assert_eq!(valgrind(&binary, &["any path"]), told, "{language:?}");
         }
     }
 }
@@ -138,18 +139,18 @@ fn the_static_library_needs_only_what_pkg_config_says() {
 }
 
 /// Runs a program to its end. Nothing is used after it was freed, read before it was written, or lost.
-fn valgrind(binary: &Path) -> String {
+fn valgrind(binary: &Path, own: &[&str]) -> String {
     let leaks = "--errors-for-leak-kinds=definite,indirect";
     let args =
         ["--quiet", "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=definite,indirect", leaks];
-    output(Command::new("valgrind").args(args).arg(binary))
+    output(Command::new("valgrind").args(args).arg(binary).args(own))
 }
 
 #[test]
 fn the_example_is_clean_under_valgrind() {
     if there_is("valgrind") {
         let prefix = install();
-        assert_all_told(&valgrind(&example(prefix.path(), &by_hand(prefix.path()))));
+        assert_all_told(&valgrind(&example(prefix.path(), &by_hand(prefix.path())), &[]));
     }
 }
 
