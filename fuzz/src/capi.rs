@@ -4,7 +4,6 @@
 //! What the interface cannot see is left out, as invariant C1 says: a pointer that leads nowhere, and a handle of
 //! another kind or one that was freed.
 #![allow(unsafe_code, reason = "this is the application that calls the interface")]
-#![allow(clippy::undocumented_unsafe_blocks, clippy::multiple_unsafe_ops_per_block, reason = "C1 throughout")]
 
 use std::ffi::{CStr, c_char, c_void};
 use std::mem::MaybeUninit;
@@ -13,6 +12,15 @@ use std::ptr::{null, null_mut};
 use headrace::*;
 
 use crate::steps::Steps;
+
+/// A call as C makes it, and the look at what it left.
+macro_rules! as_c {
+    ($($call:tt)*) => {
+        // SAFETY: C1 (docs/ARCHITECTURE.md). What is passed lives until the call is over, and what leads nowhere is of the
+        // kinds that the interface says it checks.
+        unsafe { $($call)* }
+    };
+}
 
 const PAGE: u64 = 4096;
 const PAGES: u32 = 4;
@@ -76,14 +84,14 @@ impl<T> Kept<T> {
 
     fn drop_at(&mut self, at: usize) {
         if at < self.handles.len() {
-            unsafe { (self.free)(self.handles.remove(at)) };
+            as_c!((self.free)(self.handles.remove(at)));
         }
     }
 
     fn drop_one(&mut self, steps: &mut Steps<'_>) {
         let at = usize::from(steps.byte());
         self.drop_at(at % self.handles.len().max(1));
-        unsafe { (self.free)(null_mut()) };
+        as_c!((self.free)(null_mut()));
     }
 }
 
@@ -106,7 +114,7 @@ fn judged(wants: u8, call: impl FnOnce(*mut *mut hr_error_t) -> hr_status_t) -> 
     let mut error = misaligned();
     let status = call(&raw mut error);
     assert_eq!(error.is_null(), status as i32 >= 0, "{status:?}");
-    unsafe {
+    as_c! {
         if !error.is_null() {
             let message = CStr::from_ptr(hr_error_message(error)).to_str().expect("text");
             assert!(status != hr_status_t::HR_PANIC && !message.is_empty(), "{message}");
@@ -180,7 +188,7 @@ impl Application {
     }
 
     fn create_agent(&mut self, steps: &mut Steps<'_>) {
-        let mut config = filled(|config, size| unsafe { hr_config_init(config, size) });
+        let mut config = filled(|config, size| as_c!(hr_config_init(config, size)));
         let (name, listen, key) = (text(steps), text(steps), [1_u8; 32]);
         config.name = if name.is_none() { c"fuzzed".as_ptr() } else { pointer(&name) };
         if steps.byte() % 4 == 0 && !leads_out(&listen) {
@@ -207,7 +215,7 @@ impl Application {
             _ => {}
         }
         let config = if steps.byte() == 255 { null() } else { &raw const config };
-        self.agents.make(steps, |agent, error| unsafe { hr_agent_create(config, agent, error) });
+        self.agents.make(steps, |agent, error| as_c!(hr_agent_create(config, agent, error)));
     }
 
     fn meet(&mut self, steps: &mut Steps<'_>) {
@@ -216,20 +224,20 @@ impl Application {
         let written = text(steps);
         let address = match how % 4 {
             0 => pointer(&written),
-            _ => unsafe { hr_agent_address(other) },
+            _ => as_c!(hr_agent_address(other)),
         };
         if how % 4 == 1 {
             let blob = steps.bytes(usize::from(how)).to_vec();
             let (blob, len) = array(steps, &blob);
-            self.peers.make(steps, |peer, error| unsafe { hr_agent_add_peer(agent, blob, len, peer, error) });
+            self.peers.make(steps, |peer, error| as_c!(hr_agent_add_peer(agent, blob, len, peer, error)));
         } else if how % 4 != 0 || !leads_out(&written) {
-            self.peers.make(steps, |peer, error| unsafe { hr_agent_connect(agent, address, peer, error) });
+            self.peers.make(steps, |peer, error| as_c!(hr_agent_connect(agent, address, peer, error)));
         }
     }
 
     fn region(&mut self, steps: &mut Steps<'_>) {
         let (agent, label) = (self.agents.pick(steps), text(steps));
-        let mut options = filled(|options, size| unsafe { hr_region_options_init(options, size) });
+        let mut options = filled(|options, size| as_c!(hr_region_options_init(options, size)));
         match steps.byte() % 8 {
             0 => options.access = u32::from(steps.byte()),
             1 => options.flags = u32::from(steps.byte()) & !1,
@@ -245,9 +253,8 @@ impl Application {
             _ => PAGE * u64::from(PAGES),
         };
         let label = pointer(&label);
-        self.regions.make(steps, |region, error| unsafe {
-            hr_agent_alloc(agent, len, label, options, region, error)
-        });
+        self.regions
+            .make(steps, |region, error| as_c!(hr_agent_alloc(agent, len, label, options, region, error)));
     }
 
     fn use_region(&mut self, steps: &mut Steps<'_>) {
@@ -255,18 +262,18 @@ impl Application {
         let (data, len) = array(steps, &bytes);
         let wants = steps.byte();
         match wants % 5 {
-            0 => judged(wants, |error| unsafe { hr_region_write(region, offset, data.cast(), len, error) }),
+            0 => judged(wants, |error| as_c!(hr_region_write(region, offset, data.cast(), len, error))),
             1 => {
                 let data = if data.is_null() { null_mut::<c_void>() } else { bytes.as_mut_ptr().cast() };
-                judged(wants, |error| unsafe { hr_region_read(region, offset, data, len, error) })
+                judged(wants, |error| as_c!(hr_region_read(region, offset, data, len, error)))
             }
-            2 => judged(wants, |error| unsafe { hr_region_close(region, error) }),
+            2 => judged(wants, |error| as_c!(hr_region_close(region, error))),
             3 => {
                 let (mut generation, len) = (0, number(steps));
                 let place = if wants == 3 { null_mut() } else { &raw mut generation };
-                judged(wants, |error| unsafe { hr_region_revoke(region, offset, len, place, error) })
+                judged(wants, |error| as_c!(hr_region_revoke(region, offset, len, place, error)))
             }
-            _ => unsafe {
+            _ => as_c! {
                 assert!(!hr_region_data(region).is_null() || hr_region_len(region) == 0);
                 assert!(hr_region_generation(region) < 1 << 32, "few were ever drawn");
                 hr_status_t::HR_OK
@@ -279,7 +286,7 @@ impl Application {
         let one = |steps: &mut Steps<'_>| {
             let id = match steps.byte() {
                 255 => number(steps),
-                _ => unsafe { hr_region_id(self.regions.pick(steps)) },
+                _ => as_c!(hr_region_id(self.regions.pick(steps))),
             };
             let (offset, len, stride) = (number(steps), number(steps), number(steps));
             let mut desc = match steps.byte() % 4 {
@@ -310,12 +317,10 @@ impl Application {
         let (first, count) = array(steps, &descs);
         if steps.byte() % 2 == 0 {
             let agent = self.agents.pick(steps);
-            self.lists
-                .make(steps, |list, error| unsafe { hr_agent_prepare(agent, first, count, list, error) });
+            self.lists.make(steps, |list, error| as_c!(hr_agent_prepare(agent, first, count, list, error)));
         } else {
             let peer = self.peers.pick(steps);
-            self.remotes
-                .make(steps, |list, error| unsafe { hr_peer_prepare(peer, first, count, list, error) });
+            self.remotes.make(steps, |list, error| as_c!(hr_peer_prepare(peer, first, count, list, error)));
         }
     }
 
@@ -324,7 +329,7 @@ impl Application {
             (self.peers.pick(steps), self.lists.pick(steps), self.remotes.pick(steps));
         let indices: Vec<u32> = steps.bytes(4).iter().map(|at| u32::from(*at) % 8).collect();
         let notif = [5; 16];
-        let mut options = filled(|options, size| unsafe { hr_xfer_options_init(options, size) });
+        let mut options = filled(|options, size| as_c!(hr_xfer_options_init(options, size)));
         options.timeout_ns = 200_000_000;
         match steps.byte() % 8 {
             0 => (options.local_indices, options.local_count) = array(steps, &indices),
@@ -339,41 +344,38 @@ impl Application {
         }
         let options = if steps.byte() == 255 { null() } else { &raw const options };
         let post = if steps.byte() % 2 == 0 { hr_peer_read } else { hr_peer_write };
-        self.xfers.make(steps, |xfer, error| unsafe { post(peer, local, remote, options, xfer, error) });
+        self.xfers.make(steps, |xfer, error| as_c!(post(peer, local, remote, options, xfer, error)));
     }
 
     fn look(&mut self, steps: &mut Steps<'_>) {
         let (xfer, agent, wants) = (self.xfers.pick(steps), self.agents.pick(steps), steps.byte());
         let (counter, peer) = (self.counters.pick(steps), self.peers.pick(steps));
         match wants % 8 {
-            0 => judged(wants, |error| unsafe { hr_xfer_poll(xfer, null_mut(), error) }),
-            1 => judged(wants, |error| unsafe { hr_xfer_wait(xfer, WAIT_NS, null_mut(), error) }),
-            2 => judged(wants, |error| unsafe { hr_xfer_cancel(xfer, error) }),
+            0 => judged(wants, |error| as_c!(hr_xfer_poll(xfer, null_mut(), error))),
+            1 => judged(wants, |error| as_c!(hr_xfer_wait(xfer, WAIT_NS, null_mut(), error))),
+            2 => judged(wants, |error| as_c!(hr_xfer_cancel(xfer, error))),
             3 => {
                 let mut event = null_mut();
-                let status =
-                    judged(wants, |error| unsafe { hr_agent_poll_event(agent, &raw mut event, error) });
+                let status = judged(wants, |error| as_c!(hr_agent_poll_event(agent, &raw mut event, error)));
                 assert_eq!(event.is_null(), status != hr_status_t::HR_OK);
-                unsafe { hr_event_free(event) };
+                as_c!(hr_event_free(event));
                 status
             }
-            4 => judged(wants, |error| unsafe { hr_peer_disconnect(peer, error) }),
+            4 => judged(wants, |error| as_c!(hr_peer_disconnect(peer, error))),
             5 => {
                 let (data, len) = array(steps, b"notification");
-                judged(wants, |error| unsafe { hr_peer_notify(peer, data, len, error) })
+                judged(wants, |error| as_c!(hr_peer_notify(peer, data, len, error)))
             }
             6 => {
                 let reached = number(steps);
-                judged(wants, |error| unsafe {
-                    hr_counter_wait(counter, reached, WAIT_NS, null_mut(), error)
-                })
+                judged(wants, |error| as_c!(hr_counter_wait(counter, reached, WAIT_NS, null_mut(), error)))
             }
             _ => {
                 let (mut blob, mut len) = (null_mut(), 0);
-                let status = judged(wants, |error| unsafe {
-                    hr_agent_metadata(agent, &raw mut blob, &raw mut len, error)
+                let status = judged(wants, |error| {
+                    as_c!(hr_agent_metadata(agent, &raw mut blob, &raw mut len, error))
                 });
-                unsafe { hr_bytes_free(blob, len) };
+                as_c!(hr_bytes_free(blob, len));
                 status
             }
         };
@@ -405,7 +407,7 @@ fn leads_out(address: &Option<Vec<u8>>) -> bool {
 fn filled<T>(fill: impl FnOnce(*mut T, usize) -> hr_status_t) -> T {
     let mut place = MaybeUninit::uninit();
     assert_eq!(fill(place.as_mut_ptr(), size_of::<T>()), hr_status_t::HR_OK);
-    unsafe { place.assume_init() }
+    as_c!(place.assume_init())
 }
 
 /// Each step is a byte, with what its call is to get behind it.
@@ -426,7 +428,7 @@ pub fn check(bytes: &[u8]) {
                 let agent = application.agents.pick(&mut steps);
                 application
                     .counters
-                    .make(&mut steps, |counter, error| unsafe { hr_agent_counter(agent, counter, error) });
+                    .make(&mut steps, |counter, error| as_c!(hr_agent_counter(agent, counter, error)));
             }
         }
     }

@@ -30,7 +30,7 @@ macro_rules! calls {
         $($calls.push((stringify!($name), Box::new(|at| {
             #[allow(unused_variables, reason = "some have no use for it")]
             let p = Pointer(at);
-            calls!(@told unsafe { $name($(argument(&p, $argument)),*) }, $($nothing)?)
+            calls!(@told as_c!($name($(argument(&p, $argument)),*)), $($nothing)?)
         })));)*
     };
     (@told $call:expr,) => { Gave::Status($call) };
@@ -218,7 +218,7 @@ fn no_function_of_the_header_is_left_out() {
 #[test]
 fn a_panic_tells_its_message() {
     PANICS.set(true);
-    let told = failed(|error| unsafe { hr_peer_sync(null_mut(), error) });
+    let told = failed(|error| as_c!(hr_peer_sync(null_mut(), error)));
     assert_eq!(told.status, HR_PANIC);
     assert!(told.message.ends_with("a bug of it: as asked"), "{}", told.message);
     assert!(!told.retryable);
@@ -228,7 +228,7 @@ fn a_panic_tells_its_message() {
 fn a_misaligned_place_for_the_error_is_left_alone() {
     let mut place = [garbage::<hr_error_t>(); 2];
     let misaligned = (&raw mut place).cast::<u8>().wrapping_add(1).cast();
-    assert_eq!(unsafe { hr_peer_sync(null_mut(), misaligned) }, HR_INVALID_ARGUMENT);
+    assert_eq!(as_c!(hr_peer_sync(null_mut(), misaligned)), HR_INVALID_ARGUMENT);
     assert_eq!(place, [garbage(); 2]);
 }
 
@@ -244,7 +244,7 @@ fn each_null_is_named() {
     let (agent, peer, local, remote) = (pair.here, pair.peer, pair.local, pair.remote);
     let label = c"kv".as_ptr();
     let mut word = 0_usize;
-    unsafe {
+    as_c! {
         let good = config(c"a");
         names("agent", &failed(|error| hr_agent_create(&raw const good, null_mut(), error)));
         names(
@@ -305,12 +305,18 @@ fn arrays_of_impossible_length_are_refused() {
     let byte = 0_u8;
     let mut word = 0_usize;
     let told = [
-        failed(|error| unsafe { hr_peer_notify(pair.peer, &raw const byte, usize::MAX, error) }),
-        failed(|error| unsafe {
-            hr_region_write(pair.ours, 0, (&raw const byte).cast(), usize::MAX / 2 + 1, error)
+        failed(|error| as_c!(hr_peer_notify(pair.peer, &raw const byte, usize::MAX, error))),
+        failed(|error| {
+            as_c!(hr_region_write(pair.ours, 0, (&raw const byte).cast(), usize::MAX / 2 + 1, error))
         }),
-        failed(|error| unsafe {
-            hr_peer_regions(pair.peer, without_provenance_mut(64), usize::MAX / 8, &raw mut word, error)
+        failed(|error| {
+            as_c!(hr_peer_regions(
+                pair.peer,
+                without_provenance_mut(64),
+                usize::MAX / 8,
+                &raw mut word,
+                error
+            ))
         }),
     ];
     for told in told {
@@ -318,8 +324,8 @@ fn arrays_of_impossible_length_are_refused() {
         assert!(told.message.contains("more elements than memory can hold"), "{}", told.message);
     }
     let end = without_provenance_mut(usize::MAX - 7);
-    let told = refused(|region, error| unsafe {
-        hr_agent_register(pair.here, end, 16, c"beyond".as_ptr(), null(), region, error)
+    let told = refused(|region, error| {
+        as_c!(hr_agent_register(pair.here, end, 16, c"beyond".as_ptr(), null(), region, error))
     });
     assert_eq!(told.message, "len reaches beyond the address space");
 }
@@ -328,9 +334,9 @@ fn arrays_of_impossible_length_are_refused() {
 fn text_has_to_be_utf8() {
     let agent = agent(c"a", ALL);
     let told =
-        refused(|region, error| unsafe { hr_agent_alloc(agent, 8, c"\xff".as_ptr(), null(), region, error) });
+        refused(|region, error| as_c!(hr_agent_alloc(agent, 8, c"\xff".as_ptr(), null(), region, error)));
     assert_eq!((told.status, told.message.as_str()), (HR_INVALID_ARGUMENT, "label is not UTF-8"));
-    unsafe { hr_agent_destroy(agent) };
+    as_c!(hr_agent_destroy(agent));
 }
 
 /// A configuration as a program was compiled with it whose header knows more, or less, than this library.
@@ -343,19 +349,19 @@ struct OtherAge {
 fn create(config: *const hr_config_t) -> Result<(), Told> {
     let mut agent = null_mut();
     let mut error = null_mut();
-    if unsafe { hr_agent_create(config, &raw mut agent, &raw mut error) } == HR_OK {
-        unsafe { hr_agent_destroy(agent) };
+    if as_c!(hr_agent_create(config, &raw mut agent, &raw mut error)) == HR_OK {
+        as_c!(hr_agent_destroy(agent));
         return Ok(());
     }
-    unsafe { hr_error_free(error) };
-    Err(refused(|agent, error| unsafe { hr_agent_create(config, agent, error) }))
+    as_c!(hr_error_free(error));
+    Err(refused(|agent, error| as_c!(hr_agent_create(config, agent, error))))
 }
 
 #[test]
 fn programs_and_libraries_of_different_ages_understand_each_other() {
     // A newer program: what it added is zero after the init function, and has to stay so.
     let mut newer = OtherAge { config: config(c"a"), further: 7 };
-    let status = unsafe { hr_config_init((&raw mut newer).cast(), size_of::<OtherAge>()) };
+    let status = as_c!(hr_config_init((&raw mut newer).cast(), size_of::<OtherAge>()));
     assert_eq!((status, newer.further, newer.config.size), (HR_OK, 0, size_of::<OtherAge>()));
     newer.config.name = c"a".as_ptr();
     assert!(create((&raw const newer).cast()).is_ok());
@@ -367,7 +373,7 @@ fn programs_and_libraries_of_different_ages_understand_each_other() {
     let known = std::mem::offset_of!(hr_config_t, paths);
     let mut older = config(c"a");
     (older.paths, older.peer_timeout_ns) = (1 << 31, 0);
-    let status = unsafe { hr_config_init(&raw mut older, known) };
+    let status = as_c!(hr_config_init(&raw mut older, known));
     assert_eq!((status, older.paths, older.peer_timeout_ns), (HR_OK, 1 << 31, 0));
     older.name = c"a".as_ptr();
     assert!(create(&raw const older).is_ok(), "the rest has its defaults");
@@ -385,6 +391,6 @@ fn a_size_that_is_none_is_told() {
             "{}",
             told.message
         );
-        assert_eq!(unsafe { hr_config_init(&raw mut config, size) }, HR_INVALID_ARGUMENT);
+        assert_eq!(as_c!(hr_config_init(&raw mut config, size)), HR_INVALID_ARGUMENT);
     }
 }

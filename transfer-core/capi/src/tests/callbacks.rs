@@ -19,11 +19,11 @@ struct Ended {
 }
 
 fn ended(status: hr_status_t, done: *const hr_done_t, error: *const hr_error_t) -> Ended {
-    let (done, error) = unsafe { (done.as_ref(), error.as_ref()) };
+    let (done, error) = as_c!((done.as_ref(), error.as_ref()));
     if let Some(error) = error {
-        assert_eq!(unsafe { hr_error_status(error) }, status);
+        assert_eq!(as_c!(hr_error_status(error)), status);
     }
-    let message = error.map(|error| text(unsafe { hr_error_message(error) }));
+    let message = error.map(|error| text(as_c!(hr_error_message(error))));
     Ended { status, bytes: done.map(|done| done.bytes), message }
 }
 
@@ -34,7 +34,7 @@ unsafe extern "C" fn note(
     done: *const hr_done_t,
     error: *const hr_error_t,
 ) {
-    let list = unsafe { &*data.cast::<Mutex<Vec<Ended>>>() };
+    let list = as_c!(&*data.cast::<Mutex<Vec<Ended>>>());
     list.lock().unwrap().push(ended(status, done, error));
 }
 
@@ -51,7 +51,7 @@ fn told(notes: &Notes) -> Vec<Ended> {
 
 fn on_done<T>(xfer: *mut hr_xfer_t, callback: hr_xfer_callback_t, data: &T) {
     let data = std::ptr::from_ref(data).cast_mut().cast();
-    ok(|error| unsafe { hr_xfer_on_done(xfer, callback, data, error) });
+    ok(|error| as_c!(hr_xfer_on_done(xfer, callback, data, error)));
 }
 
 fn done(bytes: u64) -> Ended {
@@ -72,10 +72,10 @@ fn it_is_told_how_the_transfer_ended_also_when_it_has_already() {
         let early = pair.write(null());
         on_done(early, Some(note), &*notes);
         let late = pair.read(null());
-        ok(|error| unsafe { hr_xfer_wait(late, WAIT_NS, null_mut(), error) });
+        ok(|error| as_c!(hr_xfer_wait(late, WAIT_NS, null_mut(), error)));
         on_done(late, Some(note), &*notes);
         finish(early);
-        unsafe { hr_xfer_free(late) };
+        as_c!(hr_xfer_free(late));
         assert_eq!(told(&notes), [done(bytes), done(bytes)]);
     }
 }
@@ -87,8 +87,8 @@ fn it_is_told_what_went_wrong() {
     options.timeout_ns = 1;
     let xfer = pair.read(&raw const options);
     on_done(xfer, Some(note), &*notes);
-    let waited = failed(|error| unsafe { hr_xfer_wait(xfer, WAIT_NS, null_mut(), error) });
-    unsafe { hr_xfer_free(xfer) };
+    let waited = failed(|error| as_c!(hr_xfer_wait(xfer, WAIT_NS, null_mut(), error)));
+    as_c!(hr_xfer_free(xfer));
     let wanted = Ended { status: HR_DEADLINE, bytes: None, message: Some(waited.message) };
     assert_eq!(told(&notes), [wanted]);
 }
@@ -97,7 +97,7 @@ fn it_is_told_what_went_wrong() {
 fn there_is_one_for_a_transfer() {
     let (pair, notes) = (Pair::new(ALL, 1), notes());
     let xfer = pair.write(null());
-    let again = |callback| failed(|error| unsafe { hr_xfer_on_done(xfer, callback, null_mut(), error) });
+    let again = |callback| failed(|error| as_c!(hr_xfer_on_done(xfer, callback, null_mut(), error)));
     assert_eq!(again(None).message, "callback is NULL");
     on_done(xfer, Some(note), &*notes);
     let second = again(Some(note));
@@ -105,7 +105,7 @@ fn there_is_one_for_a_transfer() {
         (second.status, second.message.as_str()),
         (HR_INVALID_ARGUMENT, "xfer has a callback already")
     );
-    unsafe { hr_xfer_free(xfer) };
+    as_c!(hr_xfer_free(xfer));
     assert_eq!(told(&notes), [done(PAGE)]);
 }
 
@@ -120,7 +120,7 @@ fn a_transfer_that_is_freed_at_any_moment_has_called_it_once() {
             if round % 3 != 0 {
                 std::thread::sleep(Duration::from_micros(round * 40));
             }
-            unsafe { hr_xfer_free(xfer) };
+            as_c!(hr_xfer_free(xfer));
             let all = told(&notes);
             assert!(matches!(all[..], [Ended { status: HR_OK | HR_CANCELLED, .. }]), "{all:?}");
             // Whoever would call it now would write into memory that is gone.
@@ -142,9 +142,9 @@ unsafe extern "C" fn free(
     done: *const hr_done_t,
     error: *const hr_error_t,
 ) {
-    let own = unsafe { Box::from_raw(data.cast::<Own>()) };
+    let own = as_c!(Box::from_raw(data.cast::<Own>()));
     let Sent(xfer) = own.xfer.recv().unwrap();
-    unsafe { hr_xfer_free(xfer) };
+    as_c!(hr_xfer_free(xfer));
     own.freed.send(ended(status, done, error)).unwrap();
 }
 
@@ -157,11 +157,11 @@ fn it_may_free_its_own_transfer() {
             let ((give, xfer), (freed, all)) = (channel(), channel());
             let posted = pair.write(null());
             if round % 2 == 0 {
-                ok(|error| unsafe { hr_xfer_wait(posted, WAIT_NS, null_mut(), error) });
+                ok(|error| as_c!(hr_xfer_wait(posted, WAIT_NS, null_mut(), error)));
             }
             give.send(Sent(posted)).unwrap();
             let own = Box::into_raw(Box::new(Own { xfer, freed }));
-            ok(|error| unsafe { hr_xfer_on_done(posted, Some(free), own.cast(), error) });
+            ok(|error| as_c!(hr_xfer_on_done(posted, Some(free), own.cast(), error)));
             let wait = Duration::from_nanos(WAIT_NS);
             assert_eq!(all.recv_timeout(wait).unwrap(), done(u64::from(pages) * PAGE));
         }
@@ -180,7 +180,7 @@ unsafe extern "C" fn take_time(
     _done: *const hr_done_t,
     _error: *const hr_error_t,
 ) {
-    let slow = unsafe { &*data.cast::<Slow>() };
+    let slow = as_c!(&*data.cast::<Slow>());
     slow.begun.send(()).unwrap();
     std::thread::sleep(Duration::from_millis(50));
     slow.over.store(true, Ordering::SeqCst);
@@ -195,7 +195,7 @@ fn freeing_waits_for_one_that_runs() {
     on_done(xfer, Some(take_time), &*slow);
     // Nobody waits for the transfer, so it is the agent's own thread that calls.
     has_begun.recv_timeout(Duration::from_nanos(WAIT_NS)).unwrap();
-    unsafe { hr_xfer_free(xfer) };
+    as_c!(hr_xfer_free(xfer));
     assert!(slow.over.load(Ordering::SeqCst), "the data goes with the transfer, and the callback uses it");
 }
 
@@ -206,9 +206,9 @@ fn one_whose_agent_is_destroyed_is_called_as_well() {
         let (mut pair, notes) = (Pair::new(paths, pages), notes());
         let xfer = pair.write(null());
         on_done(xfer, Some(note), &*notes);
-        unsafe { hr_agent_destroy(pair.here) };
+        as_c!(hr_agent_destroy(pair.here));
         pair.here = null_mut();
-        unsafe { hr_xfer_free(xfer) };
+        as_c!(hr_xfer_free(xfer));
         let all = told(&notes);
         let wanted = matches!(all[..], [Ended { status: HR_OK | HR_AGENT_CLOSED | HR_PEER_LOST, .. }]);
         assert!(wanted, "{all:?}");
@@ -229,10 +229,10 @@ unsafe extern "C" fn go_on(
     _done: *const hr_done_t,
     _error: *const hr_error_t,
 ) {
-    let next = unsafe { Box::from_raw(data.cast::<Next>()) };
+    let next = as_c!(Box::from_raw(data.cast::<Next>()));
     assert_eq!(status, HR_OK);
-    unsafe { hr_xfer_free(next.xfer) };
-    next.told.send(finish(unsafe { &*next.pair }.read(null())).bytes).unwrap();
+    as_c!(hr_xfer_free(next.xfer));
+    next.told.send(finish(as_c!(&*next.pair).read(null())).bytes).unwrap();
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn it_may_post_and_wait_itself() {
         let (told, all) = channel();
         let xfer = pair.write(null());
         let next = Box::into_raw(Box::new(Next { pair: &raw const pair, xfer, told }));
-        ok(|error| unsafe { hr_xfer_on_done(xfer, Some(go_on), next.cast(), error) });
+        ok(|error| as_c!(hr_xfer_on_done(xfer, Some(go_on), next.cast(), error)));
         let bytes = all.recv_timeout(Duration::from_nanos(WAIT_NS)).unwrap();
         assert_eq!(bytes, u64::from(pages) * PAGE);
     }
@@ -262,9 +262,9 @@ fn many_threads_free_and_wait_at_once() {
                     let xfer = pair.write(null());
                     on_done(xfer, Some(note), &*notes);
                     if (round + thread) % 2 == 0 {
-                        ok(|error| unsafe { hr_xfer_wait(xfer, WAIT_NS, null_mut(), error) });
+                        ok(|error| as_c!(hr_xfer_wait(xfer, WAIT_NS, null_mut(), error)));
                     }
-                    unsafe { hr_xfer_free(xfer) };
+                    as_c!(hr_xfer_free(xfer));
                     assert_eq!(told(&notes).len(), 1);
                 }
             });

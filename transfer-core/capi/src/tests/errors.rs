@@ -19,7 +19,7 @@ fn assert_told(told: &Told, status: hr_status_t, says: &str, retryable: bool) {
 fn config_fails(change: impl FnOnce(&mut hr_config_t), says: &str) {
     let mut config = config(c"a");
     change(&mut config);
-    let told = refused(|agent, error| unsafe { hr_agent_create(&raw const config, agent, error) });
+    let told = refused(|agent, error| as_c!(hr_agent_create(&raw const config, agent, error)));
     assert_told(&told, HR_INVALID_CONFIG, says, false);
 }
 
@@ -63,19 +63,19 @@ fn a_key_comes_from_memory_or_from_a_file_that_only_its_owner_reads() {
     let with = |change: &dyn Fn(&mut hr_config_t)| {
         let mut config = config(c"a");
         change(&mut config);
-        made(|agent, error| unsafe { hr_agent_create(&raw const config, agent, error) })
+        made(|agent, error| as_c!(hr_agent_create(&raw const config, agent, error)))
     };
     let there = with(&|c| c.key_file = kept.as_ptr());
     let here =
         [with(&|c| c.key = same.as_ptr()), with(&|c| c.key = other.as_ptr()), with(&|c| c.key = null())];
-    let address = unsafe { hr_agent_address(there) };
-    let peer = made(|peer, error| unsafe { hr_agent_connect(here[0], address, peer, error) });
+    let address = as_c!(hr_agent_address(there));
+    let peer = made(|peer, error| as_c!(hr_agent_connect(here[0], address, peer, error)));
     for (agent, status) in [(here[1], HR_AUTH_FAILED), (here[2], HR_AUTH_REQUIRED)] {
-        let told = refused(|peer, error| unsafe { hr_agent_connect(agent, address, peer, error) });
+        let told = refused(|peer, error| as_c!(hr_agent_connect(agent, address, peer, error)));
         assert_eq!(told.status, status, "{}", told.message);
     }
-    unsafe { hr_peer_free(peer) };
-    here.into_iter().chain([there]).for_each(|agent| unsafe { hr_agent_destroy(agent) });
+    as_c!(hr_peer_free(peer));
+    here.into_iter().chain([there]).for_each(|agent| as_c!(hr_agent_destroy(agent)));
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn the_init_function_writes_the_defaults_of_the_engine() {
 }
 
 fn connect_fails(agent: *mut hr_agent_t, address: &CStr) -> Told {
-    refused(|peer, error| unsafe { hr_agent_connect(agent, address.as_ptr(), peer, error) })
+    refused(|peer, error| as_c!(hr_agent_connect(agent, address.as_ptr(), peer, error)))
 }
 
 #[test]
@@ -114,18 +114,18 @@ fn nobody_there_and_no_address_are_different_things() {
     let agent = agent(c"a", ALL);
     assert_told(&connect_fails(agent, c"nonsense"), HR_INVALID_ADDRESS, "\"nonsense\" is no address", false);
     assert_told(&connect_fails(agent, c"unix:@nobody-is-there"), HR_UNREACHABLE, "nobody-is-there", true);
-    unsafe { hr_agent_destroy(agent) };
+    as_c!(hr_agent_destroy(agent));
 }
 
 #[test]
 fn a_blob_is_refused_where_it_is_damaged_of_another_version_or_stale() {
     let (here, there) = (agent(c"here", ALL), agent(c"there", ALL));
     let (mut blob, mut len) = (null_mut(), 0);
-    ok(|error| unsafe { hr_agent_metadata(there, &raw mut blob, &raw mut len, error) });
-    let good = unsafe { std::slice::from_raw_parts(blob, len) }.to_vec();
-    unsafe { hr_bytes_free(blob, len) };
+    ok(|error| as_c!(hr_agent_metadata(there, &raw mut blob, &raw mut len, error)));
+    let good = as_c!(std::slice::from_raw_parts(blob, len)).to_vec();
+    as_c!(hr_bytes_free(blob, len));
     let add = |blob: &[u8]| {
-        refused(|peer, error| unsafe { hr_agent_add_peer(here, blob.as_ptr(), blob.len(), peer, error) })
+        refused(|peer, error| as_c!(hr_agent_add_peer(here, blob.as_ptr(), blob.len(), peer, error)))
     };
 
     let mut other = good.clone();
@@ -133,24 +133,24 @@ fn a_blob_is_refused_where_it_is_damaged_of_another_version_or_stale() {
     assert_told(&add(&other), HR_VERSION_MISMATCH, "speaks version", false);
     assert_told(&add(b"something else altogether"), HR_PROTOCOL, "the metadata blob", false);
     assert_told(&add(&[]), HR_PROTOCOL, "the metadata blob", false);
-    let peer = made(|peer, error| unsafe { hr_agent_add_peer(here, good.as_ptr(), good.len(), peer, error) });
-    unsafe { hr_peer_free(peer) };
+    let peer = made(|peer, error| as_c!(hr_agent_add_peer(here, good.as_ptr(), good.len(), peer, error)));
+    as_c!(hr_peer_free(peer));
     // Once its agent is gone, the blob is of no use any more.
-    unsafe { hr_agent_destroy(there) };
-    unsafe { hr_event_free(event(here, hr_event_kind_t::HR_EVENT_PEER_LOST)) };
+    as_c!(hr_agent_destroy(there));
+    as_c!(hr_event_free(event(here, hr_event_kind_t::HR_EVENT_PEER_LOST)));
     assert_told(&add(&good), HR_UNREACHABLE, "", true);
-    unsafe { hr_agent_destroy(here) };
+    as_c!(hr_agent_destroy(here));
 }
 
 #[test]
 fn lists_are_checked_when_they_are_prepared() {
     let pair = Pair::new(ALL, 4);
-    let ours = unsafe { hr_region_id(pair.ours) };
+    let ours = as_c!(hr_region_id(pair.ours));
     let local = |desc: hr_desc_t| {
-        refused(|list, error| unsafe { hr_agent_prepare(pair.here, &raw const desc, 1, list, error) })
+        refused(|list, error| as_c!(hr_agent_prepare(pair.here, &raw const desc, 1, list, error)))
     };
     let remote = |desc: hr_desc_t| {
-        refused(|list, error| unsafe { hr_peer_prepare(pair.peer, &raw const desc, 1, list, error) })
+        refused(|list, error| as_c!(hr_peer_prepare(pair.peer, &raw const desc, 1, list, error)))
     };
     assert_told(&local(hr_desc_contiguous(ours, 1, 4 * PAGE)), HR_BAD_LIST, "local list", false);
     assert_told(&local(hr_desc_contiguous(ours, u64::MAX, 2)), HR_BAD_LIST, "local list", false);
@@ -171,7 +171,7 @@ fn write_fails(pair: &Pair, change: impl FnOnce(&mut hr_xfer_options_t)) -> Told
     let mut options = options();
     change(&mut options);
     let (peer, local, remote) = (pair.peer, pair.local, pair.remote);
-    refused(|xfer, error| unsafe { hr_peer_write(peer, local, remote, &raw const options, xfer, error) })
+    refused(|xfer, error| as_c!(hr_peer_write(peer, local, remote, &raw const options, xfer, error)))
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn selections_and_notifications_are_checked_when_they_are_posted() {
     let long = vec![0; 70_000];
     let notif = write_fails(&pair, |o| (o.notif, o.notif_len) = (long.as_ptr(), long.len()));
     assert_told(&notif, HR_NOT_NOTIFIED, "over the limit", false);
-    let notif = failed(|error| unsafe { hr_peer_notify(pair.peer, long.as_ptr(), long.len(), error) });
+    let notif = failed(|error| as_c!(hr_peer_notify(pair.peer, long.as_ptr(), long.len(), error)));
     assert_told(&notif, HR_NOT_NOTIFIED, "over the limit", false);
 }
 
@@ -203,19 +203,18 @@ fn a_failure_says_where_in_the_transfer_it_was() {
         let id = info(pair.peer, c"kv").id;
         // The second descriptor names what is taken back: a region of one block of its own.
         let more = alloc(pair.there, PAGE_LEN, c"more");
-        ok(|error| unsafe { hr_peer_sync(pair.peer, error) });
+        ok(|error| as_c!(hr_peer_sync(pair.peer, error)));
         let descs = [
             hr_desc_contiguous(id, 0, PAGE),
             hr_desc_strided(info(pair.peer, c"more").id, 512, 256, 1024, 3),
         ];
-        let remote =
-            made(|list, error| unsafe { hr_peer_prepare(pair.peer, descs.as_ptr(), 2, list, error) });
-        let local = prepare(pair.here, hr_desc_contiguous(unsafe { hr_region_id(pair.ours) }, 0, PAGE + 768));
-        ok(|error| unsafe { hr_region_revoke(more, 0, PAGE, null_mut(), error) });
-        let xfer = made(|xfer, error| unsafe { hr_peer_read(pair.peer, local, remote, null(), xfer, error) });
+        let remote = made(|list, error| as_c!(hr_peer_prepare(pair.peer, descs.as_ptr(), 2, list, error)));
+        let local = prepare(pair.here, hr_desc_contiguous(as_c!(hr_region_id(pair.ours)), 0, PAGE + 768));
+        ok(|error| as_c!(hr_region_revoke(more, 0, PAGE, null_mut(), error)));
+        let xfer = made(|xfer, error| as_c!(hr_peer_read(pair.peer, local, remote, null(), xfer, error)));
         let mut error = null_mut();
         let mut failure = hr_failure_t { desc: 9, attempts: 0, offset: 9, rail: 99 };
-        unsafe {
+        as_c! {
             let status = hr_xfer_wait(xfer, WAIT_NS, null_mut(), &raw mut error);
             assert_eq!(status, HR_STALE, "{}", text(hr_error_message(error)));
             assert!(hr_error_failure(error, &raw mut failure));
@@ -236,9 +235,9 @@ fn an_error_beside_a_transfer_has_no_place_in_one_and_one_of_the_kernel_has_its_
     let place = |error: Error| {
         let object = Box::into_raw(Box::new(hr_error_t::from(error)));
         let mut failure = hr_failure_t { desc: 9, attempts: 9, offset: 9, rail: 9 };
-        let told = unsafe { hr_error_failure(object, &raw mut failure) };
-        let os_code = unsafe { hr_error_os_code(object) };
-        unsafe { hr_error_free(object) };
+        let told = as_c!(hr_error_failure(object, &raw mut failure));
+        let os_code = as_c!(hr_error_os_code(object));
+        as_c!(hr_error_free(object));
         (told, failure.desc, os_code)
     };
     assert_eq!(place(Error::Cancelled), (false, 9, 0));
@@ -250,12 +249,12 @@ fn an_error_beside_a_transfer_has_no_place_in_one_and_one_of_the_kernel_has_its_
 fn lists_of_others_are_refused() {
     let (pair, other) = (Pair::new(ALL, 1), Pair::new(ALL, 1));
     let post = |local, remote| {
-        refused(|xfer, error| unsafe { hr_peer_read(pair.peer, local, remote, null(), xfer, error) })
+        refused(|xfer, error| as_c!(hr_peer_read(pair.peer, local, remote, null(), xfer, error)))
     };
     assert_told(&post(other.local, pair.remote), HR_WRONG_AGENT, "local", false);
     assert_told(&post(pair.local, other.remote), HR_WRONG_AGENT, "remote", false);
     let told =
-        refused(|text, error| unsafe { hr_peer_explain(pair.peer, pair.local, other.remote, text, error) });
+        refused(|text, error| as_c!(hr_peer_explain(pair.peer, pair.local, other.remote, text, error)));
     assert_told(&told, HR_WRONG_AGENT, "remote", false);
 }
 
@@ -263,29 +262,27 @@ fn lists_of_others_are_refused() {
 fn regions_have_bounds_labels_and_an_end() {
     let pair = Pair::new(ALL, 1);
     let mut byte = 0_u8;
-    let told = failed(|error| unsafe { hr_region_read(pair.ours, PAGE, (&raw mut byte).cast(), 1, error) });
+    let told = failed(|error| as_c!(hr_region_read(pair.ours, PAGE, (&raw mut byte).cast(), 1, error)));
     assert_told(&told, HR_OUT_OF_BOUNDS, "outside region", false);
-    let write = |offset| {
-        failed(|error| unsafe { hr_region_write(pair.ours, offset, c"x".as_ptr().cast(), 1, error) })
-    };
+    let write =
+        |offset| failed(|error| as_c!(hr_region_write(pair.ours, offset, c"x".as_ptr().cast(), 1, error)));
     assert_told(&write(u64::MAX), HR_OUT_OF_BOUNDS, "outside region", false);
     let long = format!("{}\0", "x".repeat(256));
     let long = CStr::from_bytes_with_nul(long.as_bytes()).unwrap();
-    let told = refused(|region, error| unsafe {
-        hr_agent_alloc(pair.here, 8, long.as_ptr(), null(), region, error)
-    });
+    let told =
+        refused(|region, error| as_c!(hr_agent_alloc(pair.here, 8, long.as_ptr(), null(), region, error)));
     assert_told(&told, HR_TOO_LARGE, "label", false);
-    let told = refused(|region, error| unsafe {
-        hr_agent_alloc(pair.here, 1 << 60, c"x".as_ptr(), null(), region, error)
+    let told = refused(|region, error| {
+        as_c!(hr_agent_alloc(pair.here, 1 << 60, c"x".as_ptr(), null(), region, error))
     });
     assert_told(&told, HR_OS, "", false);
     assert_ne!(told.os_code, 0);
     let mut found = info(pair.peer, c"kv");
-    let told = failed(|error| unsafe { hr_peer_region(pair.peer, c"none".as_ptr(), &raw mut found, error) });
+    let told = failed(|error| as_c!(hr_peer_region(pair.peer, c"none".as_ptr(), &raw mut found, error)));
     assert_told(&told, HR_NOT_FOUND, "there has no region \"none\"", false);
 
     for _ in 0..2 {
-        ok(|error| unsafe { hr_region_close(pair.ours, error) });
+        ok(|error| as_c!(hr_region_close(pair.ours, error)));
     }
     let told = write_fails(&pair, |_| ());
     assert_told(&told, HR_REGION_CLOSED, "is closed", false);
@@ -295,10 +292,10 @@ fn regions_have_bounds_labels_and_an_end() {
 fn options_of_a_region_are_checked() {
     let agent = agent(c"a", ALL);
     let alloc = |access, flags, numa_node| {
-        let mut options = filled(|options, size| unsafe { hr_region_options_init(options, size) });
+        let mut options = filled(|options, size| as_c!(hr_region_options_init(options, size)));
         (options.access, options.flags, options.numa_node) = (access, flags, numa_node);
         let options = &raw const options;
-        refused(|region, error| unsafe { hr_agent_alloc(agent, 8, c"x".as_ptr(), options, region, error) })
+        refused(|region, error| as_c!(hr_agent_alloc(agent, 8, c"x".as_ptr(), options, region, error)))
     };
     assert_told(&alloc(0, 0, -1), HR_INVALID_ARGUMENT, "options.access", false);
     assert_told(&alloc(9, 0, -1), HR_INVALID_ARGUMENT, "options.access", false);
@@ -307,26 +304,26 @@ fn options_of_a_region_are_checked() {
     assert_told(&alloc(1, 0, 1 << 40), HR_INVALID_ARGUMENT, "options.numa_node", false);
     // What the memory of an application is, it is already.
     let (mut options, mut byte) =
-        (filled(|options, size| unsafe { hr_region_options_init(options, size) }), 0_u8);
+        (filled(|options, size| as_c!(hr_region_options_init(options, size))), 0_u8);
     options.flags = HR_REGION_HUGE_PAGES;
     let (addr, options) = ((&raw mut byte).cast(), &raw const options);
-    let told = refused(|region, error| unsafe {
-        hr_agent_register(agent, addr, 1, c"x".as_ptr(), options, region, error)
+    let told = refused(|region, error| {
+        as_c!(hr_agent_register(agent, addr, 1, c"x".as_ptr(), options, region, error))
     });
     assert_told(&told, HR_INVALID_CONFIG, "huge_pages", false);
-    unsafe { hr_agent_destroy(agent) };
+    as_c!(hr_agent_destroy(agent));
 }
 
 #[test]
 fn sides_that_allow_no_common_path_are_told_why() {
     let (shm, tcp) = (agent(c"shm", ALL & !TCP), agent(c"tcp", TCP));
     let region = alloc(tcp, 64, c"kv");
-    let address = unsafe { hr_agent_address(tcp) };
-    let peer = made(|peer, error| unsafe { hr_agent_connect(shm, address, peer, error) });
+    let address = as_c!(hr_agent_address(tcp));
+    let peer = made(|peer, error| as_c!(hr_agent_connect(shm, address, peer, error)));
     let desc = hr_desc_contiguous(info(peer, c"kv").id, 0, 64);
-    let told = refused(|list, error| unsafe { hr_peer_prepare(peer, &raw const desc, 1, list, error) });
+    let told = refused(|list, error| as_c!(hr_peer_prepare(peer, &raw const desc, 1, list, error)));
     assert_told(&told, HR_NO_PATH, "not tcp: the configuration leaves it out", false);
-    unsafe {
+    as_c! {
         hr_peer_free(peer);
         hr_region_free(region);
         hr_agent_destroy(shm);
@@ -338,18 +335,18 @@ fn sides_that_allow_no_common_path_are_told_why() {
 fn a_strict_agent_is_told_what_keeps_it_from_the_best_path() {
     let mut config = config(c"strict");
     config.flags = HR_CONFIG_STRICT;
-    let here = made(|agent, error| unsafe { hr_agent_create(&raw const config, agent, error) });
+    let here = made(|agent, error| as_c!(hr_agent_create(&raw const config, agent, error)));
     let (there, mut memory) = (agent(c"there", ALL), vec![0_u8; PAGE_LEN]);
     let addr = memory.as_mut_ptr().cast();
-    let region = made(|region, error| unsafe {
-        hr_agent_register(there, addr, PAGE_LEN, c"foreign".as_ptr(), null(), region, error)
+    let region = made(|region, error| {
+        as_c!(hr_agent_register(there, addr, PAGE_LEN, c"foreign".as_ptr(), null(), region, error))
     });
-    let address = unsafe { hr_agent_address(there) };
-    let peer = made(|peer, error| unsafe { hr_agent_connect(here, address, peer, error) });
+    let address = as_c!(hr_agent_address(there));
+    let peer = made(|peer, error| as_c!(hr_agent_connect(here, address, peer, error)));
     let desc = hr_desc_contiguous(info(peer, c"foreign").id, 0, PAGE);
-    let told = refused(|list, error| unsafe { hr_peer_prepare(peer, &raw const desc, 1, list, error) });
+    let told = refused(|list, error| as_c!(hr_peer_prepare(peer, &raw const desc, 1, list, error)));
     assert_told(&told, HR_FALLBACK_REFUSED, "was registered, not allocated", false);
-    unsafe {
+    as_c! {
         hr_peer_free(peer);
         hr_agent_destroy(here);
         ok(|error| hr_region_close(region, error));
@@ -361,9 +358,9 @@ fn a_strict_agent_is_told_what_keeps_it_from_the_best_path() {
 #[test]
 fn a_peer_that_left_is_told_everywhere() {
     let pair = Pair::new(ALL, 1);
-    ok(|error| unsafe { hr_peer_disconnect(pair.peer, error) });
+    ok(|error| as_c!(hr_peer_disconnect(pair.peer, error)));
     let lost = event(pair.here, hr_event_kind_t::HR_EVENT_PEER_LOST);
-    unsafe {
+    as_c! {
         assert_eq!(hr_error_status((*lost).reason), HR_PEER_LOST);
         assert!(hr_error_retryable((*lost).reason));
         assert_eq!(text(hr_peer_name((*lost).peer)), "there");
@@ -424,9 +421,9 @@ fn errors_that_take_long_to_provoke_keep_their_meaning() {
     let busy = Error::RegionBusy { region, peer: "p".into(), waited };
     for (error, status) in [(busy, HR_REGION_BUSY), (Error::WaitTimedOut(waited), HR_TIMED_OUT)] {
         let object = Box::into_raw(Box::new(hr_error_t::from(error)));
-        assert_eq!(unsafe { hr_error_status(object) }, status);
-        assert!(unsafe { hr_error_retryable(object) });
-        unsafe { hr_error_free(object) };
+        assert_eq!(as_c!(hr_error_status(object)), status);
+        assert!(as_c!(hr_error_retryable(object)));
+        as_c!(hr_error_free(object));
     }
 }
 

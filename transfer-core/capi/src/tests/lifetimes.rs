@@ -10,8 +10,8 @@ fn destroyed(paths: u32) -> (Pair, *mut hr_xfer_t) {
     let mut pair = Pair::new(paths, 64);
     put(pair.ours, 0, b"still here");
     let xfer = pair.write(null());
-    unsafe { hr_agent_destroy(pair.here) };
-    unsafe { hr_agent_destroy(pair.there) };
+    as_c!(hr_agent_destroy(pair.here));
+    as_c!(hr_agent_destroy(pair.there));
     (pair.here, pair.there) = (null_mut(), null_mut());
     (pair, xfer)
 }
@@ -20,7 +20,7 @@ fn destroyed(paths: u32) -> (Pair, *mut hr_xfer_t) {
 fn handles_outlive_their_agent() {
     for paths in [ALL, TCP] {
         let (pair, xfer) = destroyed(paths);
-        unsafe {
+        as_c! {
             let status = hr_xfer_wait(xfer, WAIT_NS, null_mut(), null_mut());
             assert!(matches!(status, HR_OK | HR_AGENT_CLOSED | HR_PEER_LOST), "{status:?}");
             hr_xfer_free(xfer);
@@ -52,7 +52,7 @@ fn a_transfer_keeps_what_it_needs() {
         let mut pair = Pair::new(paths, 2048);
         put(pair.ours, 0, &pattern(4, 2048 * PAGE_LEN));
         let xfer = pair.write(null());
-        unsafe {
+        as_c! {
             hr_list_free(pair.local);
             hr_remote_list_free(pair.remote);
             hr_peer_free(pair.peer);
@@ -67,7 +67,7 @@ fn a_transfer_keeps_what_it_needs() {
 fn a_transfer_that_goes_on_is_freed_in_the_middle() {
     let pair = Pair::new(TCP, 8192);
     let xfer = pair.write(null());
-    unsafe { hr_xfer_free(xfer) };
+    as_c!(hr_xfer_free(xfer));
     // Nothing is left of it: the same lists serve again.
     assert_eq!(finish(pair.write(null())).bytes, 8192 * PAGE);
 }
@@ -75,11 +75,11 @@ fn a_transfer_that_goes_on_is_freed_in_the_middle() {
 #[test]
 fn events_keep_their_peer_and_their_bytes() {
     let pair = Pair::new(ALL, 1);
-    ok(|error| unsafe { hr_peer_notify(pair.peer, c"hello".as_ptr().cast(), 5, error) });
+    ok(|error| as_c!(hr_peer_notify(pair.peer, c"hello".as_ptr().cast(), 5, error)));
     let event = event(pair.there, hr_event_kind_t::HR_EVENT_NOTIF);
-    let own = unsafe { hr_peer_clone((*event).peer) };
+    let own = as_c!(hr_peer_clone((*event).peer));
     drop(pair);
-    unsafe {
+    as_c! {
         assert_eq!(std::slice::from_raw_parts((*event).data, (*event).data_len), b"hello");
         assert_eq!(text(hr_peer_name((*event).peer)), "here");
         hr_event_free(event);
@@ -92,7 +92,7 @@ fn events_keep_their_peer_and_their_bytes() {
 fn errors_are_optional() {
     let (pair, mut list) = (Pair::new(ALL, 1), garbage());
     let desc = hr_desc_contiguous(99, 0, 1);
-    let status = unsafe { hr_agent_prepare(pair.here, &raw const desc, 1, &raw mut list, null_mut()) };
+    let status = as_c!(hr_agent_prepare(pair.here, &raw const desc, 1, &raw mut list, null_mut()));
     assert_eq!(status, HR_BAD_LIST);
     assert!(list.is_null());
 }

@@ -13,7 +13,7 @@ fn selected_pages_go_both_ways_over_every_path() {
         (TCP, hr_path_t::HR_PATH_TCP),
     ] {
         let pair = Pair::new(paths, 8);
-        assert_eq!(unsafe { hr_remote_list_path(pair.remote) }, path);
+        assert_eq!(as_c!(hr_remote_list_path(pair.remote)), path);
         let page = |seed| pattern(seed, PAGE_LEN);
         for number in 0..8_u8 {
             put(pair.ours, u64::from(number) * PAGE, &page(number.into()));
@@ -38,7 +38,7 @@ fn selected_pages_go_both_ways_over_every_path() {
 
         // And all of it back, without options.
         let xfer = pair.read(null());
-        assert_eq!(unsafe { hr_xfer_path(xfer) }, path);
+        assert_eq!(as_c!(hr_xfer_path(xfer)), path);
         assert_eq!(finish(xfer).bytes, 8 * PAGE);
         assert!(get(pair.ours, 0, 8 * PAGE_LEN) == get(pair.theirs, 0, 8 * PAGE_LEN), "{path:?}");
     }
@@ -47,7 +47,7 @@ fn selected_pages_go_both_ways_over_every_path() {
 #[test]
 fn every_kind_of_descriptor_names_its_bytes() {
     let pair = Pair::new(ALL, 8);
-    let ours = unsafe { hr_region_id(pair.ours) };
+    let ours = as_c!(hr_region_id(pair.ours));
     let theirs = info(pair.peer, c"kv").id;
     put(pair.theirs, 0, &pattern(1, 8 * PAGE_LEN));
     let pages = [6_u32, 3];
@@ -56,9 +56,9 @@ fn every_kind_of_descriptor_names_its_bytes() {
     let to = hr_desc_contiguous(ours, 77, 350);
     let (local, remote) = (prepare(pair.here, to), {
         let from = from.as_ptr();
-        made(|list, error| unsafe { hr_peer_prepare(pair.peer, from, 2, list, error) })
+        made(|list, error| as_c!(hr_peer_prepare(pair.peer, from, 2, list, error)))
     });
-    unsafe {
+    as_c! {
         assert_eq!((hr_list_count(local), hr_list_bytes(local)), (1, 350));
         assert_eq!((hr_remote_list_count(remote), hr_remote_list_bytes(remote)), (5, 350));
         let xfer = made(|xfer, error| hr_peer_read(pair.peer, local, remote, null(), xfer, error));
@@ -80,10 +80,10 @@ fn registered_memory_is_the_applications() {
     let mut memory = vec![0_u8; PAGE_LEN];
     let addr = memory.as_mut_ptr();
     let (len, label) = (memory.len(), c"mine".as_ptr());
-    let region = made(|region, error| unsafe {
-        hr_agent_register(pair.here, addr.cast(), len, label, null(), region, error)
+    let region = made(|region, error| {
+        as_c!(hr_agent_register(pair.here, addr.cast(), len, label, null(), region, error))
     });
-    unsafe {
+    as_c! {
         assert_eq!((hr_region_data(region), hr_region_len(region)), (addr.cast(), len));
         assert_eq!(text(hr_region_label(region)), "mine");
         let local = prepare(pair.here, hr_desc_contiguous(hr_region_id(region), 0, PAGE));
@@ -104,12 +104,11 @@ fn with_region(
     change: impl FnOnce(&mut hr_region_options_t),
 ) -> (Pair, *mut hr_region_t, hr_region_info_t) {
     let pair = Pair::new(paths, 2);
-    let mut options = filled(|options, size| unsafe { hr_region_options_init(options, size) });
+    let mut options = filled(|options, size| as_c!(hr_region_options_init(options, size)));
     change(&mut options);
     let (there, label, options) = (pair.there, c"more".as_ptr(), &raw const options);
-    let region =
-        made(|region, error| unsafe { hr_agent_alloc(there, 2 * PAGE, label, options, region, error) });
-    ok(|error| unsafe { hr_peer_sync(pair.peer, error) });
+    let region = made(|region, error| as_c!(hr_agent_alloc(there, 2 * PAGE, label, options, region, error)));
+    ok(|error| as_c!(hr_peer_sync(pair.peer, error)));
     let found = info(pair.peer, c"more");
     (pair, region, found)
 }
@@ -124,12 +123,12 @@ fn what_a_peer_may_only_read_it_cannot_write() {
         put(region, 0, &pattern(6, 2 * PAGE_LEN));
         let remote = prepare_remote(pair.peer, hr_desc_contiguous(found.id, 0, 2 * PAGE));
         let (peer, local) = (pair.peer, pair.local);
-        let told = refused(|xfer, error| unsafe { hr_peer_write(peer, local, remote, null(), xfer, error) });
+        let told = refused(|xfer, error| as_c!(hr_peer_write(peer, local, remote, null(), xfer, error)));
         assert_eq!(told.status, HR_READ_ONLY, "{}", told.message);
-        finish(made(|xfer, error| unsafe { hr_peer_read(peer, local, remote, null(), xfer, error) }));
+        finish(made(|xfer, error| as_c!(hr_peer_read(peer, local, remote, null(), xfer, error))));
         assert!(get(pair.ours, 0, 2 * PAGE_LEN) == pattern(6, 2 * PAGE_LEN));
-        unsafe { hr_remote_list_free(remote) };
-        unsafe { hr_region_free(region) };
+        as_c!(hr_remote_list_free(remote));
+        as_c!(hr_region_free(region));
     }
 }
 
@@ -138,19 +137,18 @@ fn what_was_revoked_is_stale_for_those_who_were_told_before() {
     for paths in [ALL, TCP] {
         let (pair, region, found) = with_region(paths, |o| o.block_bytes = PAGE);
         assert_eq!(found.block_bytes, PAGE);
-        let (told, mut revoked) = (unsafe { hr_region_generation(region) }, 0);
-        ok(|error| unsafe { hr_region_revoke(region, PAGE, 1, &raw mut revoked, error) });
+        let (told, mut revoked) = (as_c!(hr_region_generation(region)), 0);
+        ok(|error| as_c!(hr_region_revoke(region, PAGE, 1, &raw mut revoked, error)));
         assert!(revoked > told, "{revoked} after {told}");
-        assert_eq!(unsafe { hr_region_generation(region) }, revoked);
+        assert_eq!(as_c!(hr_region_generation(region)), revoked);
         let read = |page: u64, generation| {
             let mut desc = hr_desc_contiguous(found.id, page * PAGE, PAGE);
             desc.generation = generation;
-            let local = prepare(pair.here, hr_desc_contiguous(unsafe { hr_region_id(pair.ours) }, 0, PAGE));
+            let local = prepare(pair.here, hr_desc_contiguous(as_c!(hr_region_id(pair.ours)), 0, PAGE));
             let remote = prepare_remote(pair.peer, desc);
-            let xfer =
-                made(|xfer, error| unsafe { hr_peer_read(pair.peer, local, remote, null(), xfer, error) });
-            let status = unsafe { hr_xfer_wait(xfer, WAIT_NS, null_mut(), null_mut()) };
-            unsafe {
+            let xfer = made(|xfer, error| as_c!(hr_peer_read(pair.peer, local, remote, null(), xfer, error)));
+            let status = as_c!(hr_xfer_wait(xfer, WAIT_NS, null_mut(), null_mut()));
+            as_c! {
                 hr_xfer_free(xfer);
                 hr_list_free(local);
                 hr_remote_list_free(remote);
@@ -160,9 +158,9 @@ fn what_was_revoked_is_stale_for_those_who_were_told_before() {
         assert_eq!(read(1, told), HR_STALE);
         assert_eq!(read(1, 0), HR_STALE, "0 is what was there when it was registered");
         assert_eq!((read(1, revoked), read(0, told), read(0, 0)), (HR_OK, HR_OK, HR_OK));
-        let told = failed(|error| unsafe { hr_region_revoke(region, 2 * PAGE, 1, null_mut(), error) });
+        let told = failed(|error| as_c!(hr_region_revoke(region, 2 * PAGE, 1, null_mut(), error)));
         assert_eq!(told.status, HR_OUT_OF_BOUNDS, "{}", told.message);
-        unsafe { hr_region_free(region) };
+        as_c!(hr_region_free(region));
     }
 }
 
@@ -171,14 +169,14 @@ fn peers_and_their_regions_are_told() {
     let (here, app) = (agent(c"here", ALL), b"layout 7");
     let mut config = config(c"there");
     (config.app_metadata, config.app_metadata_len) = (app.as_ptr(), app.len());
-    let there = made(|agent, error| unsafe { hr_agent_create(&raw const config, agent, error) });
+    let there = made(|agent, error| as_c!(hr_agent_create(&raw const config, agent, error)));
     let first = alloc(there, 64, c"first");
-    let peer = made(|peer, error| unsafe { hr_agent_connect(here, hr_agent_address(there), peer, error) });
+    let peer = made(|peer, error| as_c!(hr_agent_connect(here, hr_agent_address(there), peer, error)));
     // One that comes later is known after a round trip at the latest.
     let second = alloc(there, 128, c"second");
-    ok(|error| unsafe { hr_peer_sync(peer, error) });
+    ok(|error| as_c!(hr_peer_sync(peer, error)));
     let found = info(peer, c"second");
-    unsafe {
+    as_c! {
         assert_eq!(
             (found.id, found.len, found.kind),
             (hr_region_id(second), 128, hr_region_kind_t::HR_REGION_ALLOCATED)
@@ -220,17 +218,17 @@ fn a_blob_leads_to_its_agent_and_events_say_so() {
     let (here, there) = (agent(c"here", ALL), agent(c"there", ALL));
     let mut event = garbage();
     ok(|error| {
-        let status = unsafe { hr_agent_poll_event(here, &raw mut event, error) };
+        let status = as_c!(hr_agent_poll_event(here, &raw mut event, error));
         assert_eq!(status, HR_PENDING);
         HR_OK
     });
     assert!(event.is_null(), "no event beside HR_PENDING");
-    assert_eq!(unsafe { hr_agent_wait_event(here, 1, &raw mut event, null_mut()) }, HR_PENDING);
+    assert_eq!(as_c!(hr_agent_wait_event(here, 1, &raw mut event, null_mut())), HR_PENDING);
     let (mut blob, mut len) = (null_mut(), 0);
-    ok(|error| unsafe { hr_agent_metadata(there, &raw mut blob, &raw mut len, error) });
-    let peer = made(|peer, error| unsafe { hr_agent_add_peer(here, blob, len, peer, error) });
+    ok(|error| as_c!(hr_agent_metadata(there, &raw mut blob, &raw mut len, error)));
+    let peer = made(|peer, error| as_c!(hr_agent_add_peer(here, blob, len, peer, error)));
     let up = super::event(there, hr_event_kind_t::HR_EVENT_PEER_UP);
-    unsafe {
+    as_c! {
         assert_eq!(text(hr_peer_name((*up).peer)), "here");
         assert!((*up).reason.is_null() && (*up).data.is_null());
         hr_event_free(up);
@@ -244,10 +242,9 @@ fn a_blob_leads_to_its_agent_and_events_say_so() {
 #[test]
 fn the_choice_of_path_is_explained() {
     let pair = Pair::new(ALL, 1);
-    let told =
-        made(|told, error| unsafe { hr_peer_explain(pair.peer, pair.local, pair.remote, told, error) });
+    let told = made(|told, error| as_c!(hr_peer_explain(pair.peer, pair.local, pair.remote, told, error)));
     let explained = text(told);
-    unsafe { hr_string_free(told) };
+    as_c!(hr_string_free(told));
     assert!(explained.starts_with("path: shm") && explained.contains("not tcp"), "{explained}");
 }
 
@@ -260,18 +257,14 @@ fn a_transfer_goes_on_until_it_is_cancelled() {
     // It may be done before it is looked at, so several have a try.
     let cancelled = (0..20).any(|_| {
         let xfer = pair.write(null());
-        let before = unsafe { hr_xfer_poll(xfer, null_mut(), null_mut()) };
+        let before = as_c!(hr_xfer_poll(xfer, null_mut(), null_mut()));
         assert!(matches!(before, HR_PENDING | HR_OK), "{before:?}");
-        ok(|error| unsafe { hr_xfer_cancel(xfer, error) });
+        ok(|error| as_c!(hr_xfer_cancel(xfer, error)));
         let mut error = null_mut();
-        let status = unsafe { hr_xfer_wait(xfer, WAIT_NS, null_mut(), &raw mut error) };
-        assert_eq!(
-            status,
-            unsafe { hr_xfer_poll(xfer, null_mut(), null_mut()) },
-            "it tells the same each time"
-        );
-        assert!(matches!(status, HR_CANCELLED | HR_OK), "{}", text(unsafe { hr_error_message(error) }));
-        unsafe {
+        let status = as_c!(hr_xfer_wait(xfer, WAIT_NS, null_mut(), &raw mut error));
+        assert_eq!(status, as_c!(hr_xfer_poll(xfer, null_mut(), null_mut())), "it tells the same each time");
+        assert!(matches!(status, HR_CANCELLED | HR_OK), "{}", text(as_c!(hr_error_message(error))));
+        as_c! {
             hr_error_free(error);
             hr_xfer_free(xfer);
         }
@@ -286,10 +279,10 @@ fn a_transfer_has_the_time_that_it_is_given() {
     let mut options = options();
     options.timeout_ns = 1;
     let xfer = pair.read(&raw const options);
-    let told = failed(|error| unsafe { hr_xfer_wait(xfer, WAIT_NS, null_mut(), error) });
+    let told = failed(|error| as_c!(hr_xfer_wait(xfer, WAIT_NS, null_mut(), error)));
     assert_eq!(told.status, HR_DEADLINE, "{}", told.message);
     assert!(told.retryable);
-    unsafe { hr_xfer_free(xfer) };
+    as_c!(hr_xfer_free(xfer));
 }
 
 #[test]
@@ -299,7 +292,7 @@ fn encrypted_data_arrives_as_it_was() {
         let mut config = config(name);
         (config.key, config.paths, config.flags) = (key.as_ptr(), TCP, flags);
         config.peer_timeout_ns = WAIT_NS;
-        made(|agent, error| unsafe { hr_agent_create(&raw const config, agent, error) })
+        made(|agent, error| as_c!(hr_agent_create(&raw const config, agent, error)))
     };
     // It is enough that one side asks for it.
     let pair = Pair::of(keyed(c"here", HR_CONFIG_ENCRYPT_DATA), keyed(c"there", 0), 600);
@@ -316,32 +309,31 @@ fn a_timeout_may_have_no_end() {
     for paths in [ALL, TCP] {
         let mut config = config(c"patient");
         (config.paths, config.transfer_timeout_ns) = (paths, HR_FOREVER);
-        let patient = made(|agent, error| unsafe { hr_agent_create(&raw const config, agent, error) });
+        let patient = made(|agent, error| as_c!(hr_agent_create(&raw const config, agent, error)));
         // To itself, which is a peer like any other.
-        let address = unsafe { hr_agent_address(patient) };
-        let peer = made(|peer, error| unsafe { hr_agent_connect(patient, address, peer, error) });
+        let address = as_c!(hr_agent_address(patient));
+        let peer = made(|peer, error| as_c!(hr_agent_connect(patient, address, peer, error)));
         let region = alloc(patient, 2 * PAGE_LEN, c"kv");
         put(region, 0, &pattern(9, PAGE_LEN));
-        ok(|error| unsafe { hr_peer_sync(peer, error) });
-        let id = unsafe { hr_region_id(region) };
+        ok(|error| as_c!(hr_peer_sync(peer, error)));
+        let id = as_c!(hr_region_id(region));
         let local = prepare(patient, hr_desc_contiguous(id, 0, PAGE));
         let remote = prepare_remote(peer, hr_desc_contiguous(id, PAGE, PAGE));
-        let counter = made(|counter, error| unsafe { hr_agent_counter(patient, counter, error) });
+        let counter = made(|counter, error| as_c!(hr_agent_counter(patient, counter, error)));
         for timeout_ns in [0, HR_FOREVER, HR_FOREVER - 1] {
             let mut options = options();
             options.timeout_ns = timeout_ns;
-            (options.bump_counter, options.bump_by) = (unsafe { hr_counter_id(counter) }, 1);
+            (options.bump_counter, options.bump_by) = (as_c!(hr_counter_id(counter)), 1);
             (options.notif, options.notif_len) = (c"n".as_ptr().cast(), 1);
             let options = &raw const options;
-            let xfer =
-                made(|xfer, error| unsafe { hr_peer_write(peer, local, remote, options, xfer, error) });
-            ok(|error| unsafe { hr_xfer_wait(xfer, HR_FOREVER, null_mut(), error) });
-            unsafe { hr_xfer_free(xfer) };
+            let xfer = made(|xfer, error| as_c!(hr_peer_write(peer, local, remote, options, xfer, error)));
+            ok(|error| as_c!(hr_xfer_wait(xfer, HR_FOREVER, null_mut(), error)));
+            as_c!(hr_xfer_free(xfer));
         }
-        ok(|error| unsafe { hr_counter_wait(counter, 3, HR_FOREVER, null_mut(), error) });
-        let event = made(|event, error| unsafe { hr_agent_wait_event(patient, HR_FOREVER, event, error) });
+        ok(|error| as_c!(hr_counter_wait(counter, 3, HR_FOREVER, null_mut(), error)));
+        let event = made(|event, error| as_c!(hr_agent_wait_event(patient, HR_FOREVER, event, error)));
         assert!(get(region, PAGE, PAGE_LEN) == pattern(9, PAGE_LEN));
-        unsafe {
+        as_c! {
             hr_event_free(event);
             hr_counter_free(counter);
             hr_list_free(local);
@@ -369,9 +361,9 @@ fn handles_are_used_by_many_threads_at_once() {
                 (options.notif, options.notif_len) = (c"n".as_ptr().cast(), 1);
                 for _ in 0..50 {
                     assert_eq!(finish(pair.read(&raw const options)).bytes, PAGE);
-                    let own = unsafe { hr_peer_clone(pair.peer) };
-                    assert!(unsafe { hr_peer_is_up(own) });
-                    unsafe { hr_peer_free(own) };
+                    let own = as_c!(hr_peer_clone(pair.peer));
+                    assert!(as_c!(hr_peer_is_up(own)));
+                    as_c!(hr_peer_free(own));
                 }
             });
         }

@@ -11,13 +11,13 @@ use hr_status_t::*;
 
 fn event_fd(agent: *mut hr_agent_t) -> RawFd {
     let mut fd = -7;
-    ok(|error| unsafe { hr_agent_event_fd(agent, &raw mut fd, error) });
+    ok(|error| as_c!(hr_agent_event_fd(agent, &raw mut fd, error)));
     fd
 }
 
 /// Waits for the descriptor as poll(2) does, and clears it.
 fn sign(fd: RawFd) {
-    let mut file = File::from(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().unwrap());
+    let mut file = File::from(as_c!(BorrowedFd::borrow_raw(fd)).try_clone_to_owned().unwrap());
     let mut word = [0; 8];
     for _ in 0..WAIT_NS / 1_000_000 {
         match file.read_exact(&mut word) {
@@ -33,14 +33,14 @@ fn sign(fd: RawFd) {
 fn raise(pair: &Pair, counter: u64) {
     let mut back = null_mut();
     let mut count = 0;
-    ok(|error| unsafe { hr_agent_peers(pair.there, &raw mut back, 1, &raw mut count, error) });
-    let local = prepare(pair.there, hr_desc_contiguous(unsafe { hr_region_id(pair.theirs) }, 0, 1));
-    let remote = prepare_remote(back, hr_desc_contiguous(unsafe { hr_region_id(pair.ours) }, 0, 1));
+    ok(|error| as_c!(hr_agent_peers(pair.there, &raw mut back, 1, &raw mut count, error)));
+    let local = prepare(pair.there, hr_desc_contiguous(as_c!(hr_region_id(pair.theirs)), 0, 1));
+    let remote = prepare_remote(back, hr_desc_contiguous(as_c!(hr_region_id(pair.ours)), 0, 1));
     let mut options = options();
     (options.bump_counter, options.bump_by) = (counter, 1);
     let options = &raw const options;
-    finish(made(|xfer, error| unsafe { hr_peer_write(back, local, remote, options, xfer, error) }));
-    unsafe {
+    finish(made(|xfer, error| as_c!(hr_peer_write(back, local, remote, options, xfer, error))));
+    as_c! {
         hr_list_free(local);
         hr_remote_list_free(remote);
         hr_peer_free(back);
@@ -55,23 +55,23 @@ fn a_descriptor_tells_of_events_and_ends() {
         assert_eq!(event_fd(pair.here), fd, "there is one");
         // What was there before anybody asked.
         sign(fd);
-        unsafe { hr_event_free(event(pair.here, hr_event_kind_t::HR_EVENT_PEER_UP)) };
+        as_c!(hr_event_free(event(pair.here, hr_event_kind_t::HR_EVENT_PEER_UP)));
         let xfer = pair.write(null());
         sign(fd);
-        while unsafe { hr_xfer_poll(xfer, null_mut(), null_mut()) } == HR_PENDING {
+        while as_c!(hr_xfer_poll(xfer, null_mut(), null_mut())) == HR_PENDING {
             sign(fd);
         }
-        unsafe { hr_xfer_free(xfer) };
+        as_c!(hr_xfer_free(xfer));
 
         // A counter of ours, raised by a peer.
-        let counter = made(|counter, error| unsafe { hr_agent_counter(pair.here, counter, error) });
-        raise(&pair, unsafe { hr_counter_id(counter) });
-        while unsafe { hr_counter_get(counter) } == 0 {
+        let counter = made(|counter, error| as_c!(hr_agent_counter(pair.here, counter, error)));
+        raise(&pair, as_c!(hr_counter_id(counter)));
+        while as_c!(hr_counter_get(counter)) == 0 {
             sign(fd);
         }
-        unsafe { hr_counter_free(counter) };
-        ok(|error| unsafe { hr_peer_disconnect(pair.peer, error) });
+        as_c!(hr_counter_free(counter));
+        ok(|error| as_c!(hr_peer_disconnect(pair.peer, error)));
         sign(fd);
-        unsafe { hr_event_free(event(pair.here, hr_event_kind_t::HR_EVENT_PEER_LOST)) };
+        as_c!(hr_event_free(event(pair.here, hr_event_kind_t::HR_EVENT_PEER_LOST)));
     }
 }
