@@ -31,60 +31,118 @@ impl PostError {
     }
 }
 
-/// A chain of work requests to send.
-///
-/// Its storage is made once and never moves, so that what points into it stays right (V4). Filling and posting
-/// allocate nothing.
-#[derive(Debug)]
-pub struct SendBatch {
-    wrs: Vec<Wr<sys::ibv_send_wr>>,
-    sges: Vec<Sge>,
-    inline: Vec<u8>,
-}
-
 /// A work request in a batch; raw pointers in it lead into the same batch, or to what is held elsewhere (V3).
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Wr<T>(T);
-
-impl<T> std::fmt::Debug for Wr<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Wr")
-    }
-}
 
 // SAFETY: V4 (docs/ARCHITECTURE.md). The pointers are followed by the post only, whose caller has the batch for itself.
 unsafe impl<T> Send for Wr<T> {}
 // SAFETY: V4, as above.
 unsafe impl<T> Sync for Wr<T> {}
 
+/// A work request, as far as a chain needs to know it.
+trait Link {
+    fn set_next(&mut self, next: *mut Self);
+}
+
+impl Link for sys::ibv_send_wr {
+    fn set_next(&mut self, next: *mut Self) {
+        self.next = next;
+    }
+}
+
+impl Link for sys::ibv_recv_wr {
+    fn set_next(&mut self, next: *mut Self) {
+        self.next = next;
+    }
+}
+
+/// Work requests, each linked to the one behind it, and their ranges. The storage is made once and never moves (V4).
+struct Chain<T> {
+    wrs: Vec<Wr<T>>,
+    sges: Vec<Sge>,
+}
+
+impl<T> std::fmt::Debug for Chain<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Chain of {} with {} ranges", self.wrs.len(), self.sges.len())
+    }
+}
+
+impl<T: Link> Chain<T> {
+    fn new(wrs: usize, sges: usize) -> Self {
+        Self { wrs: Vec::with_capacity(wrs), sges: Vec::with_capacity(sges) }
+    }
+
+    fn clear(&mut self) {
+        self.wrs.clear();
+        self.sges.clear();
+    }
+
+    /// Appends what `make` makes of where its ranges lie and how many they are.
+    fn push(
+        &mut self,
+        sges: &[Sge],
+        make: impl FnOnce(*mut sys::ibv_sge, i32) -> T,
+    ) -> Result<(), BatchFull> {
+        if self.wrs.len() == self.wrs.capacity() || self.sges.capacity() - self.sges.len() < sges.len() {
+            return Err(BatchFull);
+        }
+        let sg_list = self.sges.as_mut_ptr().wrapping_add(self.sges.len()).cast();
+        self.sges.extend_from_slice(sges);
+        let place = self.wrs.as_mut_ptr().wrapping_add(self.wrs.len()).cast();
+        if let Some(last) = self.wrs.last_mut() {
+            last.0.set_next(place);
+        }
+        self.wrs.push(Wr(make(sg_list, i32::try_from(sges.len()).unwrap_or(i32::MAX))));
+        Ok(())
+    }
+
+    fn first(&mut self) -> Option<*mut T> {
+        (!self.wrs.is_empty()).then(|| self.wrs.as_mut_ptr().cast())
+    }
+
+    /// How many come before `wr`; none where it does not point into the chain.
+    fn index_of(&self, wr: *const T) -> usize {
+        let index = wr.addr().wrapping_sub(self.wrs.as_ptr().addr()) / size_of::<T>();
+        if index < self.wrs.len() { index } else { 0 }
+    }
+}
+
+/// A chain of work requests to send.
+///
+/// Its storage is made once and never moves, so that what points into it stays right (V4). Filling and posting
+/// allocate nothing.
+#[derive(Debug)]
+pub struct SendBatch {
+    chain: Chain<sys::ibv_send_wr>,
+    inline: Vec<u8>,
+}
+
 impl SendBatch {
     /// Room for `wrs` work requests with `sges` ranges and `inline_bytes` in all.
     #[must_use]
     pub fn new(wrs: usize, sges: usize, inline_bytes: usize) -> Self {
-        Self {
-            wrs: Vec::with_capacity(wrs),
-            sges: Vec::with_capacity(sges + wrs),
-            inline: Vec::with_capacity(inline_bytes),
-        }
+        // One that carries its bytes in itself has a range for them.
+        Self { chain: Chain::new(wrs, sges + wrs), inline: Vec::with_capacity(inline_bytes) }
     }
 
     /// How many work requests are in it.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.wrs.len()
+        self.chain.wrs.len()
     }
 
     /// None at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.wrs.is_empty()
+        self.chain.wrs.is_empty()
     }
 
     /// Empties it.
     pub fn clear(&mut self) {
-        self.wrs.clear();
-        self.sges.clear();
+        self.chain.clear();
         self.inline.clear();
     }
 
@@ -99,13 +157,7 @@ impl SendBatch {
         flags: SendFlags,
         sges: &[Sge],
     ) -> Result<(), BatchFull> {
-        if self.wrs.len() == self.wrs.capacity() || self.sges.capacity() - self.sges.len() < sges.len() {
-            return Err(BatchFull);
-        }
-        let start = self.sges.len();
-        self.sges.extend_from_slice(sges);
-        self.append(wr_id, op, flags.0, start);
-        Ok(())
+        self.chain.push(sges, |sg_list, num_sge| work_request(wr_id, op, flags.0, sg_list, num_sge))
     }
 
     /// Appends a work request that carries `bytes` in itself. They are copied, and need no registration.
@@ -121,85 +173,71 @@ impl SendBatch {
     ) -> Result<(), BatchFull> {
         let room = self.inline.capacity() - self.inline.len();
         let len = u32::try_from(bytes.len()).map_err(|_| BatchFull)?;
-        if self.wrs.len() == self.wrs.capacity()
-            || self.sges.len() == self.sges.capacity()
-            || room < bytes.len()
-        {
+        if room < bytes.len() {
             return Err(BatchFull);
         }
         let addr = self.inline.as_ptr().wrapping_add(self.inline.len());
+        let sge = Sge::new(addr.expose_provenance() as u64, len, LocalKey(0));
+        let flags = flags.0 | sys::IBV_SEND_INLINE;
+        self.chain.push(&[sge], |sg_list, num_sge| work_request(wr_id, op, flags, sg_list, num_sge))?;
         self.inline.extend_from_slice(bytes);
-        let start = self.sges.len();
-        self.sges.push(Sge::new(addr.expose_provenance() as u64, len, LocalKey(0)));
-        self.append(wr_id, op, flags.0 | sys::IBV_SEND_INLINE, start);
         Ok(())
-    }
-
-    /// Room was checked for; the ranges lie from `start` on.
-    fn append(&mut self, wr_id: u64, op: &SendOp<'_>, flags: u32, start: usize) {
-        let count = self.sges.len() - start;
-        // SAFETY: V1. Numbers and raw pointers only, for which zero is a value.
-        let mut wr: sys::ibv_send_wr = unsafe { MaybeUninit::zeroed().assume_init() };
-        wr.wr_id = wr_id;
-        wr.sg_list = self.sges.as_mut_ptr().wrapping_add(start).cast();
-        wr.num_sge = i32::try_from(count).unwrap_or(i32::MAX);
-        wr.opcode = op.opcode();
-        wr.send_flags = flags;
-        op.apply(&mut wr);
-        let place = self.wrs.as_mut_ptr().wrapping_add(self.wrs.len()).cast();
-        if let Some(last) = self.wrs.last_mut() {
-            last.0.next = place;
-        }
-        self.wrs.push(Wr(wr));
     }
 
     /// The first of the chain.
     pub(super) fn first(&mut self) -> Option<*mut sys::ibv_send_wr> {
-        (!self.wrs.is_empty()).then(|| self.wrs.as_mut_ptr().cast())
+        self.chain.first()
     }
 
     /// How many come before `wr`.
     pub(super) fn index_of(&self, wr: *const sys::ibv_send_wr) -> usize {
-        index_of(&self.wrs, wr)
+        self.chain.index_of(wr)
     }
 }
 
-/// How many of `wrs` come before `wr`; none where it does not point there.
-fn index_of<T>(wrs: &[Wr<T>], wr: *const T) -> usize {
-    let index = wr.addr().wrapping_sub(wrs.as_ptr().addr()) / size_of::<T>();
-    if index < wrs.len() { index } else { 0 }
+fn work_request(
+    wr_id: u64,
+    op: &SendOp<'_>,
+    flags: u32,
+    sg_list: *mut sys::ibv_sge,
+    num_sge: i32,
+) -> sys::ibv_send_wr {
+    // SAFETY: V1. Numbers and raw pointers only, for which zero is a value.
+    let mut wr: sys::ibv_send_wr = unsafe { MaybeUninit::zeroed().assume_init() };
+    (wr.wr_id, wr.sg_list, wr.num_sge) = (wr_id, sg_list, num_sge);
+    (wr.opcode, wr.send_flags) = (op.opcode(), flags);
+    op.apply(&mut wr);
+    wr
 }
 
 /// A chain of work requests to receive with; like [`SendBatch`].
 #[derive(Debug)]
 pub struct RecvBatch {
-    wrs: Vec<Wr<sys::ibv_recv_wr>>,
-    sges: Vec<Sge>,
+    chain: Chain<sys::ibv_recv_wr>,
 }
 
 impl RecvBatch {
     /// Room for `wrs` work requests with `sges` ranges in all.
     #[must_use]
     pub fn new(wrs: usize, sges: usize) -> Self {
-        Self { wrs: Vec::with_capacity(wrs), sges: Vec::with_capacity(sges) }
+        Self { chain: Chain::new(wrs, sges) }
     }
 
     /// How many work requests are in it.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.wrs.len()
+        self.chain.wrs.len()
     }
 
     /// None at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.wrs.is_empty()
+        self.chain.wrs.is_empty()
     }
 
     /// Empties it.
     pub fn clear(&mut self) {
-        self.wrs.clear();
-        self.sges.clear();
+        self.chain.clear();
     }
 
     /// Appends a work request over `sges`; none of them is enough for the number of a write.
@@ -207,26 +245,16 @@ impl RecvBatch {
     /// # Errors
     /// [`BatchFull`]; nothing was appended.
     pub fn push(&mut self, wr_id: u64, sges: &[Sge]) -> Result<(), BatchFull> {
-        if self.wrs.len() == self.wrs.capacity() || self.sges.capacity() - self.sges.len() < sges.len() {
-            return Err(BatchFull);
-        }
-        let sg_list = self.sges.as_mut_ptr().wrapping_add(self.sges.len()).cast();
-        self.sges.extend_from_slice(sges);
-        let num_sge = i32::try_from(sges.len()).unwrap_or(i32::MAX);
-        let place = self.wrs.as_mut_ptr().wrapping_add(self.wrs.len()).cast();
-        if let Some(last) = self.wrs.last_mut() {
-            last.0.next = place;
-        }
-        self.wrs.push(Wr(sys::ibv_recv_wr { wr_id, next: std::ptr::null_mut(), sg_list, num_sge }));
-        Ok(())
+        let next = std::ptr::null_mut();
+        self.chain.push(sges, |sg_list, num_sge| sys::ibv_recv_wr { wr_id, next, sg_list, num_sge })
     }
 
     pub(super) fn first(&mut self) -> Option<*mut sys::ibv_recv_wr> {
-        (!self.wrs.is_empty()).then(|| self.wrs.as_mut_ptr().cast())
+        self.chain.first()
     }
 
     pub(super) fn index_of(&self, wr: *const sys::ibv_recv_wr) -> usize {
-        index_of(&self.wrs, wr)
+        self.chain.index_of(wr)
     }
 }
 
@@ -239,7 +267,7 @@ mod tests {
     fn a_chain_is_linked_in_order_and_never_grows() {
         let mut batch = SendBatch::new(3, 3, 4);
         let at = RemoteMemory::new(16, RemoteKey::new(7));
-        let capacities = (batch.wrs.capacity(), batch.sges.capacity(), batch.inline.capacity());
+        let capacities = (batch.chain.wrs.capacity(), batch.chain.sges.capacity(), batch.inline.capacity());
         for id in 0..3 {
             let sge = Sge::new(id * 8, 8, LocalKey(5));
             batch.push(id, &SendOp::WriteImm(at, 9), SendFlags::NONE, &[sge]).unwrap();
@@ -256,7 +284,10 @@ mod tests {
             next = wr.next;
         }
         assert_eq!(ids, [(0, 0), (1, 8), (2, 16)]);
-        assert_eq!((batch.wrs.capacity(), batch.sges.capacity(), batch.inline.capacity()), capacities);
+        assert_eq!(
+            (batch.chain.wrs.capacity(), batch.chain.sges.capacity(), batch.inline.capacity()),
+            capacities
+        );
         batch.clear();
         assert!(batch.is_empty() && batch.first().is_none());
     }
