@@ -5,7 +5,6 @@
 #![allow(unsafe_code, reason = "a C interface")]
 #![allow(unreachable_pub, reason = "exported by name, not by path")]
 #![allow(
-    clippy::undocumented_unsafe_blocks,
     clippy::missing_safety_doc,
     unsafe_op_in_unsafe_fn,
     reason = "V5 (docs/ARCHITECTURE.md) for all of them: what C passes is what verbs.h says of the argument"
@@ -50,15 +49,18 @@ impl<T> Handle<T> {
 }
 
 fn slot<T>(raw: *mut T) -> u32 {
+    // SAFETY: V5. A box that was made here.
     unsafe { Handle::of(raw) }.slot
 }
 
 fn context_slot(context: *mut sys::ibv_context) -> u32 {
+    // SAFETY: V5. A context that was made here.
     unsafe { devices::Context::of(context) }.slot
 }
 
 /// A null pointer, with errno set.
 fn refused<T>(errno: i32) -> *mut T {
+    // SAFETY: V5. The word is this thread's own.
     unsafe { *libc::__errno_location() = errno };
     std::ptr::null_mut()
 }
@@ -70,6 +72,7 @@ fn status(result: Result<(), i32>) -> i32 {
 
 /// -1, with errno set.
 fn minus_one(errno: i32) -> i32 {
+    // SAFETY: V5. The word is this thread's own.
     unsafe { *libc::__errno_location() = errno };
     -1
 }
@@ -79,6 +82,7 @@ fn make_pipe(path: &Path) -> Result<i32, i32> {
     let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| libc::EINVAL)?;
     // Left over from an object that had this slot before.
     let _absent = std::fs::remove_file(path);
+    // SAFETY: V5. The name ends with a zero byte, and is here until the call is over.
     if unsafe { libc::mkfifo(name.as_ptr(), 0o600) } != 0 {
         return Err(libc::ENOMEM);
     }
@@ -89,6 +93,7 @@ fn make_pipe(path: &Path) -> Result<i32, i32> {
 
 /// The next record of a pipe; an errno where none waits.
 fn read_record(fd: i32) -> Result<Record, i32> {
+    // SAFETY: V5. It is C's, and is not closed here.
     let mut file = std::mem::ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
     let mut bytes = [0; RECORD_BYTES];
     file.read_exact(&mut bytes).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;

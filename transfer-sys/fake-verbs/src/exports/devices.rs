@@ -176,6 +176,7 @@ pub unsafe extern "C" fn ibv_query_device(
 }
 
 fn port_of(device: &crate::shared::Device) -> sys::ibv_port_attr {
+    // SAFETY: V5. Numbers only, for which zero is a value.
     let mut it: sys::ibv_port_attr = unsafe { std::mem::zeroed() };
     it.state = if device.port_up { sys::IBV_PORT_ACTIVE } else { sys::IBV_PORT_DOWN };
     (it.max_mtu, it.active_mtu) = (sys::IBV_MTU_4096, device.mtu);
